@@ -1,0 +1,52 @@
+"""What a trial tells while it runs. Imports no torch: trackers, views and workers implement it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from finetune.results import TrialRecord
+
+Verdict = Literal["continue", "prune", "stop"]
+
+
+class Observer:
+    """Does nothing; override what you need. All methods are called on the main process only."""
+
+    def started(self, resolved: Mapping[str, Any]) -> None:
+        """The trial is about to train; `resolved` is ResolvedTrial.describe(): ids, rows, freeze plan, steps."""
+
+    def stepped(self, step: int, total_steps: int, loss: float | None) -> None:
+        """`step` of `total_steps` optimizer steps are done; called at most a few times a second."""
+
+    def epoch_ended(self, epoch: int, entry: Mapping[str, Any]) -> Verdict:
+        """One epoch (counted from 1) is validated; `entry` is its line of the record's history."""
+        return "continue"
+
+    def finished(self, record: TrialRecord, predictions: Mapping[str, np.ndarray]) -> None:
+        """The trial is over, whatever its state."""
+
+
+class Observers(Observer):
+    """Several observers as one; the most severe verdict wins."""
+
+    def __init__(self, observers: Iterable[Observer]):
+        self.observers = list(observers)
+
+    def started(self, resolved: Mapping[str, Any]) -> None:
+        for observer in self.observers:
+            observer.started(resolved)
+
+    def stepped(self, step: int, total_steps: int, loss: float | None) -> None:
+        for observer in self.observers:
+            observer.stepped(step, total_steps, loss)
+
+    def epoch_ended(self, epoch: int, entry: Mapping[str, Any]) -> Verdict:
+        verdicts = [observer.epoch_ended(epoch, entry) for observer in self.observers]
+        return max(verdicts, key=["continue", "prune", "stop"].index, default="continue")
+
+    def finished(self, record: TrialRecord, predictions: Mapping[str, np.ndarray]) -> None:
+        for observer in self.observers:
+            observer.finished(record, predictions)
