@@ -1,0 +1,197 @@
+"""What a sweep is going to do: every known point resolved and checked before the first one trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import ConfigError, DataError, EnvironmentProblem
+from finetune.files import digest_of
+from finetune.results import TrialRecord
+from finetune.sweep.board import label_of
+from finetune.sweep.points import Point, first_of_each, grid_points, probe_points, random_points
+from finetune.sweep.search import STARTUP_POINTS, Candidate
+from finetune.sweep.spec import SweepSpec
+from finetune.sweep.team import Team
+
+TICK = 0.5
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """How a sweep is run; none of it changes a result. `task` offers resolve_trial and run_trial."""
+
+    output_dir: Path
+    workers: int | None = None  # None: as many as fit this machine
+    storage: str | None = None
+    search_seed: int = 0
+    retries: int = 2
+    trial_timeout: float | None = None  # seconds
+    confirm: int = 0  # fresh seeds per chosen setting
+    grace: float = 60.0  # seconds of silence until another machine's trials are taken over
+    stop_grace: float = 30.0  # seconds that a trial has for its checkpoint after Ctrl-C
+    task: str = "finetune.trial"
+
+
+class Description:
+    """ResolvedTrial.describe() as it came from a worker."""
+
+    def __init__(self, content: Mapping[str, Any]):
+        self.content = dict(content)
+        self.trial_id: str = content["trial_id"]
+        self.setting_id: str = content["setting_id"]
+        self.kind: str = str(content.get("strategy"))
+
+    def failed_record(self, knobs: Mapping[str, Any], kind: str, message: str) -> TrialRecord:
+        """The record of a trial whose worker could not write one."""
+        known = {key: self.content[key] for key in ("effective", "task", "metric", "num_layers", "parameters", "data")
+                 if self.content.get(key) is not None}
+        return TrialRecord(trial_id=self.trial_id, setting_id=self.setting_id, state="failed", config=dict(knobs),
+                           error={"kind": kind, "message": message}, **known)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`candidates` are the known trials in the order in which they are run."""
+
+    spec: SweepSpec
+    study_name: str
+    candidates: tuple[Candidate, ...]
+    descriptions: dict[str, Description]
+    fixed: dict[str, Any]  # knobs that the sweep itself sets
+    points: int  # before those that are one trial were merged
+    merged_knobs: tuple[str, ...]  # in which merged points differ, although nothing comes of it
+    open_ended: bool  # further points are drawn one by one
+
+    @property
+    def searched(self) -> list[str]:
+        return searched_names(self.spec)
+
+    @property
+    def ask_verdicts(self) -> bool:
+        return self.spec.early_terminate is not None
+
+    @property
+    def default_metric(self) -> str:
+        return next(iter(self.descriptions.values())).content.get("metric", "accuracy")
+
+    @property
+    def total(self) -> int | None:
+        """How many trials; None for a search without an end."""
+        return self.spec.run_cap if self.open_ended else len(self.candidates)
+
+    def notes(self) -> list[str]:
+        lines = list(self.spec.warnings)
+        merged = self.points - len(self.descriptions)
+        if merged > 0:
+            names = ", ".join(self.merged_knobs) or "knobs"
+            lines.append(f"{self.points} points are {len(self.descriptions)} trials: {merged} differ from another one "
+                         f"only in knobs that act on nothing there ({names})")
+        if self.open_ended and self.spec.run_cap is None:
+            lines.append("no run_cap: the search goes on until it is stopped (Ctrl-C)")
+        return lines
+
+
+def searched_names(spec: SweepSpec) -> list[str]:
+    """The knobs in which trials differ, in the YAML's order."""
+    return [p.name for p in spec.parameters if p.distribution != "constant" and p.arguments.get("values", "ab")[1:]]
+
+
+def make_plan(spec: SweepSpec, options: SweepOptions, team: Team) -> Plan:
+    """Resolve the known points on the first worker. Raises what is wrong with any of them; nothing has run then."""
+    fixed = fixed_knobs(spec, options.output_dir)
+    points, probes, open_ended = known_points(spec, options.search_seed, fixed)
+    resolved = resolve_points([*points, *probes], team)
+    descriptions: dict[str, Description] = {}
+    candidates: list[Candidate] = []
+    merged_knobs: set[str] = set()
+    first: dict[str, Point] = {}
+    for point, description in zip(points, resolved, strict=False):
+        if description.trial_id in first:
+            same = first[description.trial_id].values
+            merged_knobs |= {name for name, value in point.values.items() if same.get(name) != value}
+            continue
+        first[description.trial_id] = point
+        candidates.append(Candidate(description.trial_id, point.values, point.u))
+    descriptions = {description.trial_id: description for description in resolved[:len(points)]}
+    _check_metric(spec, resolved)
+    identity = digest_of([spec.identity(options.search_seed), sorted(d.trial_id for d in resolved)])
+    if spec.method == "grid" and spec.run_cap is not None:
+        candidates = candidates[: spec.run_cap]
+    return Plan(spec, f"{spec.name}-{identity[:12]}", tuple(candidates), descriptions or {"": resolved[0]}, fixed,
+                len(points), tuple(sorted(merged_knobs)), open_ended)
+
+
+def fixed_knobs(spec: SweepSpec, output_dir: Path) -> dict[str, Any]:
+    """The coordinator publishes in its own directory; W&B's project and entity are top-level keys of the YAML."""
+    named = {parameter.name for parameter in spec.parameters}
+    tracking = {f"wandb_{key}": spec.as_run[key] for key in ("project", "entity")
+                if key in spec.as_run and f"wandb_{key}" not in named}
+    return {"output_dir": str(output_dir), **tracking}
+
+
+def known_points(spec: SweepSpec, search_seed: int, fixed: Mapping[str, Any]) -> tuple[list[Point], list[Point], bool]:
+    """(points that will be trials, points that are only checked, whether more are drawn later)."""
+    if spec.method == "grid":
+        return grid_points(spec, fixed), [], False
+    if spec.method == "random" and spec.run_cap is not None:
+        return random_points(spec, search_seed, spec.run_cap, fixed), [], False
+    startup = min(spec.run_cap or STARTUP_POINTS, STARTUP_POINTS)
+    return random_points(spec, search_seed, startup, fixed), probe_points(spec, fixed), True
+
+
+def resolve_points(points: Sequence[Point], team: Team) -> list[Description]:
+    """Every point's ids and facts, in order. Raises ConfigError, DataError or EnvironmentProblem for the bad ones."""
+    team.grow(1)
+    worker = team.workers[0]
+    worker.send("resolve", [(index, point.config.model_dump()) for index, point in enumerate(points)])
+    descriptions: dict[int, Description] = {}
+    refused: list[Mapping[str, Any]] = []
+    while True:
+        for event in team.events(TICK):
+            if event.kind == "died":
+                raise EnvironmentProblem(f"the sweep's points cannot be checked: {event.content} (log: {worker.log})")
+            if event.kind == "resolved":
+                descriptions[event.content[0]] = Description(event.content[1])
+            elif event.kind == "refused":
+                refused.append(event.content[1])
+                _raise_environment(refused[-1], worker.log)
+            elif event.kind == "resolving_done":
+                _raise_refused(refused)
+                return [descriptions[index] for index in range(len(points))]
+
+
+def _raise_environment(error: Mapping[str, Any], log: Path) -> None:
+    """A missing model or an unexpected error will not go away at the next point."""
+    if error["type"] == "EnvironmentProblem":
+        raise EnvironmentProblem("\n".join(error["problems"]))
+    if error["type"] not in ("ConfigError", "DataError", "UnsupportedBackbone"):
+        raise EnvironmentProblem("\n".join(error["problems"]) + f" (log: {log})")
+
+
+def _raise_refused(refused: Sequence[Mapping[str, Any]]) -> None:
+    problems = {kind: [line for error in refused if (error["type"] == "DataError") == (kind == "data")
+                       for line in error["problems"]] for kind in ("config", "data")}
+    if problems["config"]:
+        raise ConfigError(first_of_each(problems["config"]))
+    if problems["data"]:
+        raise DataError("\n".join(first_of_each(problems["data"])))
+
+
+def _check_metric(spec: SweepSpec, resolved: Sequence[Description]) -> None:
+    """The metric must be one that these trials log: a search for a value that never comes is found out now."""
+    if spec.metric is None:
+        return
+    from finetune.errors import Problem, did_you_mean
+
+    for description in resolved:
+        names = description.content.get("metrics")
+        if names is not None and spec.metric.key not in names:
+            raise ConfigError([Problem("metric.name", spec.metric.name, "allowed for this task: " + ", ".join(
+                f"validation/{name}" for name in names) + did_you_mean(spec.metric.key, names))])
+
+
+def label(plan: Plan, candidate: Candidate) -> str:
+    return label_of(candidate.values, plan.searched)
