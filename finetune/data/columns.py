@@ -12,9 +12,9 @@ from finetune.errors import DataError, did_you_mean, shown
 
 PAIRS = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
-    ("question", "passage"), ("text1", "text2"), ("text_a", "text_b"), ("text", "text_pair"), ("sentence_a", "sentence_b"),
-    ("sentence_1", "sentence_2"), ("s1", "s2"), ("1_string", "2_string"), ("query", "document"), ("query", "passage"),
-    ("context", "response"), ("claim", "evidence"),
+    ("question", "passage"), ("text1", "text2"), ("text_a", "text_b"), ("text", "text_pair"),
+    ("sentence_a", "sentence_b"), ("sentence_1", "sentence_2"), ("s1", "s2"), ("1_string", "2_string"),
+    ("query", "document"), ("query", "passage"), ("context", "response"), ("claim", "evidence"),
 )
 TEXTS = (
     "text", "sentence", "review", "content", "comment", "tweet", "message", "utterance", "sms", "post", "body",
@@ -23,9 +23,10 @@ TEXTS = (
 LABELS = (
     "label", "labels", "gold_label", "target", "targets", "class", "category", "categories", "sentiment", "intent",
     "intents", "topic", "topics", "emotion", "emotions", "is_duplicate", "quality", "score", "similarity", "rating",
-    "stars", "polarity", "tag", "tags", "spam", "y",
+    "stars", "polarity", "tag", "tags", "y",
 )
-SAMPLE = 5000
+_USUAL_NAMES = {*TEXTS, *LABELS, *(name for pair in PAIRS for name in pair), "id", "idx", "index", "label_text"}
+SAMPLE = 5000  # rows whose content decides
 MIN_WORDS = 2.0  # a column of text has at least this many words on average
 MOST_CLASSES = 1000
 
@@ -63,13 +64,21 @@ def find_columns(
     return Columns(text, label, reasons)
 
 
+def usual_name(name: str) -> bool:
+    """Whether this is how people name columns of text and label."""
+    return _normal(name) in _USUAL_NAMES
+
+
+def _there(table: Table) -> str:
+    return ", ".join(shown(column) for column in table.columns[:30])
+
+
 def require_columns(table: Table, names: Sequence[str], knob: str) -> None:
     """Raises DataError when a column is missing, naming the nearest that are there."""
     for name in names:
         if name not in table.columns:
-            there = ", ".join(shown(column) for column in table.columns)
-            raise DataError(f"{table.source}: there is no column {shown(name)} ({knob}); the columns are {there}"
-                            + did_you_mean(name, table.columns))
+            raise DataError(f"{table.source}: there is no column {shown(name)} ({knob}); the columns are "
+                            + _there(table) + did_you_mean(name, table.columns))
 
 
 def _given(table: Table, names: str | Sequence[str] | None, knob: str, reasons: dict[str, str]) -> tuple[str, ...]:
@@ -114,8 +123,8 @@ def _text_by_content(table: Table, label: Sequence[str], reasons: dict[str, str]
     words = {name: _mean_words(table, name) for name in table.columns if name not in label}
     best = max(words, key=words.__getitem__, default=None)
     if best is None or words[best] < MIN_WORDS:
-        there = ", ".join(shown(column) for column in table.columns)
-        raise DataError(f"{table.source}: no column looks like text; name it with text_column (the columns are {there})")
+        raise DataError(f"{table.source}: no column looks like text; name it with text_column "
+                        f"(the columns are {_there(table)})")
     reasons[best] = f"the longest texts ({words[best]:.0f} words on average)"
     return (best,)
 
@@ -139,8 +148,8 @@ def _label_by_content(table: Table, text: Sequence[str], reasons: dict[str, str]
     limit = min(MOST_CLASSES, len(table.rows[:SAMPLE]) // 2)
     few = {name: count for name, count in counts.items() if 2 <= count <= max(2, limit)}
     if not few:
-        there = ", ".join(shown(column) for column in table.columns)
-        raise DataError(f"{table.source}: no column looks like a label; name it with label_column (the columns are {there})")
+        raise DataError(f"{table.source}: no column looks like a label; name it with label_column "
+                        f"(the columns are {_there(table)})")
     best = min(few, key=few.__getitem__)
     reasons[best] = f"the fewest different values ({few[best]})"
     return (best,)

@@ -36,6 +36,7 @@ class LabelSpace:
     names: list[str] | None
     note: str = ""
     multi_hot: bool = False  # each row is a list of 0/1 per label, not a list of labels
+    by_index: bool = False  # labels are positions in `names`, not names
 
     @property
     def num_outputs(self) -> int:
@@ -57,21 +58,49 @@ def number_of(value: Any) -> float | None:
     return None
 
 
-def label_space(labels: Sequence[RawLabel], task: str, declared: Sequence[str] | None) -> LabelSpace:
-    """Decide task and label names over all labelled rows. Raises DataError where labels contradict each other."""
-    values = [label.value for label in labels]
-    if any(isinstance(value, dict) for value in values):
-        raise DataError("a label is a mapping; allowed: text, a number, or a list of them")
-    if task == "auto":
-        task, note = _infer(labels, declared)
-    else:
-        note = ""
-    if task == "regression":
+def label_space(
+    labels: Sequence[RawLabel], task: str, declared: Sequence[str] | None = None, *, multi_hot: bool = False
+) -> LabelSpace:
+    """Decide task and label names over all labelled rows; `declared` are the names that the source gives.
+
+    Raises DataError, naming the row, where labels contradict each other or the task.
+    """
+    for label in labels:
+        if isinstance(label.value, dict):
+            raise DataError(f"{label.where}: the label is a mapping; allowed: text, a number, or a list of them")
+    kind, note = _infer(labels, declared) if task == "auto" else (task, "")
+    if multi_hot and kind != "multilabel":
+        raise DataError(f"several label columns make a multi-label task, but task = {shown(task)}")
+    if kind == "regression":
         return LabelSpace("regression", None, note)
-    if task == "multilabel":
+    if kind == "multilabel":
         rows = [_members(label) for label in labels]
-        return LabelSpace("multilabel", _multilabel_names(rows, declared), note, _is_multi_hot(rows))
-    return LabelSpace("classification", _class_names(labels, declared), note)
+        if multi_hot or _is_multi_hot(rows):
+            fits = declared is not None and len(declared) == len(rows[0])
+            names = list(declared) if fits else [str(index) for index in range(len(rows[0]))]
+            return LabelSpace("multilabel", names, note, multi_hot=True)
+        return _named("multilabel", [member for row in rows for member in row], declared, note)
+    _check_classes(labels)
+    space = _named("classification", [label.value for label in labels], declared, note)
+    if len(space.names or ()) > max(100, FREE_TEXT * len(labels)):
+        raise DataError(f"the label column has {len(space.names or ())} different values in {len(labels)} rows; it looks "
+                        "like free text or an id, not like a class; name another with label_column")
+    return space
+
+
+def _named(task: Task, values: Sequence[Any], declared: Sequence[str] | None, note: str) -> LabelSpace:
+    """Classes or labels by the declared names where they fit, else by what occurs."""
+    names = {class_name(value) for value in values}
+    if not declared:
+        return LabelSpace(task, sorted(names, key=_natural), note)
+    by_index = all(name.isdecimal() and int(name) < len(declared) for name in names)
+    if by_index and not (names <= set(declared) and any(isinstance(value, str) for value in values)):
+        return LabelSpace(task, list(declared), note, by_index=True)
+    if names <= set(declared):
+        return LabelSpace(task, list(declared), note)
+    odd = min(names - set(declared), key=_natural)
+    note = f"the label names that the source declares are not used: label {shown(odd)} is none of them"
+    return LabelSpace(task, sorted(names, key=_natural), note)
 
 
 def _infer(labels: Sequence[RawLabel], declared: Sequence[str] | None) -> tuple[Task, str]:
@@ -100,7 +129,8 @@ def _whole_numbers(numbers: list[float], *, written_as_float: bool) -> tuple[Tas
     distinct = len(set(numbers))
     without_gaps = max(numbers) - min(numbers) + 1 == distinct and not written_as_float
     if distinct <= FEW or without_gaps:
-        note = f"the {distinct} whole numbers in the label column are taken as classes; if they are scores, set task: regression"
+        note = (f"the {distinct} whole numbers in the label column are taken as classes; "
+                "if they are scores, set task: regression")
         return "classification", note if written_as_float or distinct > FEW else ""
     return "regression", (f"the {distinct} whole numbers in the label column are taken as scores; "
                           "if they are classes, set task: classification")
@@ -128,23 +158,12 @@ def class_name(value: Any) -> str:
     return str(value).strip()
 
 
-def _class_names(labels: Sequence[RawLabel], declared: Sequence[str] | None) -> list[str]:
+def _check_classes(labels: Sequence[RawLabel]) -> None:
     for label in labels:
         if isinstance(label.value, list | tuple):
             raise DataError(f"{label.where}: label {shown(label.value)} is a list, others are not")
         if isinstance(label.value, float) and not math.isfinite(label.value):
             raise DataError(f"{label.where}: label {shown(label.value)} is not a finite number")
-    names = {class_name(label.value) for label in labels}
-    if declared and _fits(names, declared):
-        return list(declared)
-    if len(names) > max(100, FREE_TEXT * len(labels)):
-        raise DataError(f"the label column has {len(names)} different values in {len(labels)} rows; it looks like free "
-                        "text or an id, not like a class; name another with label_column")
-    return sorted(names, key=_natural)
-
-
-def _fits(names: set[str], declared: Sequence[str]) -> bool:
-    return names <= set(declared) or all(name.isdecimal() and int(name) < len(declared) for name in names)
 
 
 def _natural(name: str) -> tuple[int, float, str]:
@@ -152,23 +171,15 @@ def _natural(name: str) -> tuple[int, float, str]:
     return (1, 0.0, name) if number is None else (0, number, name)
 
 
-def _multilabel_names(rows: list[list[Any]], declared: Sequence[str] | None) -> list[str]:
-    if _is_multi_hot(rows):
-        width = len(rows[0])
-        return list(declared) if declared and len(declared) == width else [str(index) for index in range(width)]
-    names = {class_name(member) for row in rows for member in row}
-    if declared and _fits(names, declared):
-        return list(declared)
-    return sorted(names, key=_natural)
-
-
 def _members(label: RawLabel) -> list[Any]:
     members = as_list(label.value)
     if members is None:
         members = [part for part in re.split(r"[|;,]", str(label.value)) if part.strip()]
     for member in members:
-        if not isinstance(member, str | int | float | bool | np.number) or (isinstance(member, float) and not math.isfinite(member)):
-            raise DataError(f"{label.where}: label {shown(label.value)} holds {shown(member)}; allowed: names or whole numbers")
+        usable = isinstance(member, str | int | float | np.number)
+        if not usable or (isinstance(member, float) and not math.isfinite(member)):
+            raise DataError(f"{label.where}: label {shown(label.value)} holds {shown(member)}; "
+                            "allowed: names or whole numbers")
     return members
 
 
@@ -186,17 +197,18 @@ def encode_labels(labels: Sequence[RawLabel], space: LabelSpace) -> np.ndarray:
     """int64 (n,), float32 (n,) or float32 (n, labels). Raises DataError naming the row that does not fit."""
     if space.task == "regression":
         return np.array([_target(label) for label in labels], dtype=np.float32)
-    assert space.names is not None
-    index = {name: position for position, name in enumerate(space.names)}
+    names = space.names or []
+    keys = [str(index) for index in range(len(names))] if space.by_index else names
+    index = {key: position for position, key in enumerate(keys)}
     if space.task == "classification":
-        return np.array([_index(label, label.value, index) for label in labels], dtype=np.int64)
-    table = np.zeros((len(labels), len(space.names)), dtype=np.float32)
+        return np.array([_position(label, label.value, index) for label in labels], dtype=np.int64)
+    table = np.zeros((len(labels), len(names)), dtype=np.float32)
     for row, label in enumerate(labels):
         members = _members(label)
         if space.multi_hot:
-            table[row] = [float(class_name(member)) for member in members]
+            table[row] = _flags(label, members, len(names))
         else:
-            table[row, [_index(label, member, index) for member in members]] = 1
+            table[row, [_position(label, member, index) for member in members]] = 1
     return table
 
 
@@ -207,10 +219,15 @@ def _target(label: RawLabel) -> float:
     return number
 
 
-def _index(label: RawLabel, member: Any, index: dict[str, int]) -> int:
+def _position(label: RawLabel, member: Any, index: dict[str, int]) -> int:
     name = class_name(member)
-    if name in index:
-        return index[name]
-    if name.isdecimal() and int(name) < len(index):
-        return int(name)
-    raise DataError(f"{label.where}: label {shown(member)} is not one of the {len(index)} labels")
+    if name not in index:
+        raise DataError(f"{label.where}: label {shown(member)} is not one of the {len(index)} labels")
+    return index[name]
+
+
+def _flags(label: RawLabel, members: list[Any], width: int) -> list[float]:
+    flags = [{"0": 0.0, "1": 1.0, "False": 0.0, "True": 1.0}.get(class_name(member)) for member in members]
+    if len(flags) != width or None in flags:
+        raise DataError(f"{label.where}: labels {shown(label.value)}; allowed: {width} values that are 0 or 1")
+    return [flag for flag in flags if flag is not None]

@@ -1,53 +1,38 @@
-"""load_task_data: a configuration's data set, found, checked and split. Readable top to bottom."""
+"""load_task_data: a configuration's data set, found, checked and split."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from finetune.config import TrialConfig
-from finetune.data.columns import Columns, find_columns, require_columns
-from finetune.data.labels import LabelSpace, RawLabel, encode_labels, is_missing, label_space
-from finetune.data.local import open_local
+from finetune.data.catalog import BUNDLED, bundled_folder
+from finetune.data.columns import Columns, find_columns
+from finetune.data.labels import LabelSpace, label_space
+from finetune.data.local import open_local, stamp
+from finetune.data.readers import SUFFIXES
+from finetune.data.rows import Rows
 from finetune.data.source import Source
 from finetune.data.splits import carve, text_key
-from finetune.data.table import Table
-from finetune.data.task_data import SPLITS, RejectedRow, Split, TaskData, fingerprint
-from finetune.errors import DataError, shown
+from finetune.data.task_data import Split, TaskData, fingerprint
+from finetune.errors import DataError, did_you_mean, shown
 from finetune.files import canonical_json
 
-BUNDLED = "rotten_tomatoes_mini"
 DATA_KNOBS = ("dataset_name", "dataset_config_name", "dataset_revision", "text_column", "label_column", "task",
               "validation_size", "test_size", "split_seed")
 KEPT = 4  # data sets in memory
-UNLABELLED = "-1"  # GLUE's mark for a row whose label is kept back
+
+_memory: OrderedDict[str, TaskData] = OrderedDict()
 
 
 def load_task_data(config: TrialConfig) -> TaskData:
     """The data set that `config` names, whole: `subset_train` and `limit_evaluation` come after.
 
-    Kept in memory for the next trial of the process. Raises DataError, EnvironmentProblem or ConfigError.
+    Kept in memory for the next trial of the process. Raises DataError when the data is wrong, EnvironmentProblem
+    when it cannot be had here, ConfigError when a size knob does not fit it.
     """
-    return _remembered(config)
-
-
-def open_source(config: TrialConfig) -> Source:
-    if config.dataset_name == BUNDLED:
-        return open_local(Path(__file__).parent / BUNDLED, BUNDLED)
-    path = Path(config.dataset_name).expanduser()
-    if path.exists():
-        return open_local(path, config.dataset_name)
-    raise DataError(f"dataset_name = {shown(config.dataset_name)}: there is no such file or folder")
-
-
-_memory: OrderedDict[str, TaskData] = OrderedDict()
-
-
-def _remembered(config: TrialConfig) -> TaskData:
-    key = canonical_json([getattr(config, name) for name in DATA_KNOBS])
+    path = local_path(config.dataset_name)
+    key = canonical_json([[getattr(config, name) for name in DATA_KNOBS], stamp(path) if path else None])
     if key not in _memory:
         _memory[key] = assemble(open_source(config), config)
     _memory.move_to_end(key)
@@ -56,57 +41,105 @@ def _remembered(config: TrialConfig) -> TaskData:
     return _memory[key]
 
 
-class _Rows:
-    """The usable rows of one table: texts, labels as written, and ids."""
+def local_path(name: str) -> Path | None:
+    """The file or folder that a dataset_name means, or None for the bundled set and hub ids.
 
-    def __init__(self, table: Table, split: str, columns: Columns):
-        self.table, self.texts, self.labels, self.ids = table, [], [], []
-        self.rejected = list(table.rejected)
-        at = [table.columns.index(name) for name in columns.text]
-        label_at = [table.columns.index(name) for name in columns.label]
-        for row, (values, line) in enumerate(zip(table.rows, table.lines, strict=True)):
-            texts = tuple(str(values[index] or "") for index in at)
-            label = values[label_at[0]]
-            if not all(text.strip() for text in texts):
-                self.rejected.append(RejectedRow(table.source, line, "the text is empty"))
-            elif is_missing(label):
-                self.rejected.append(RejectedRow(table.source, line, "the label is missing"))
-            else:
-                self.texts.append(texts)
-                self.labels.append(RawLabel(label, f"{table.source} line {line}"))
-                self.ids.append(f"{split}:{row}")
+    Raises DataError when it is written like a path and nothing is there.
+    """
+    if name in BUNDLED:
+        return None
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if name.startswith((".", "/", "~")) or path.suffix.lower() in SUFFIXES or name.count("/") > 1:
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"dataset_name = {shown(name)}: there is no such file or folder"
+                        + did_you_mean(path.name, siblings))
+    return None
 
-    def split(self, space: LabelSpace) -> Split:
-        return Split(self.texts, encode_labels(self.labels, space), np.array(self.ids))
+
+def open_source(config: TrialConfig) -> Source:
+    """The tables behind a dataset_name: bundled, a path, or the hub."""
+    name, config_name = config.dataset_name, config.dataset_config_name
+    if name in BUNDLED:
+        return open_local(bundled_folder(name), name, config_name)
+    path = local_path(name)
+    if path is not None:
+        return open_local(path, name, config_name)
+    from finetune.data.hub import open_hub
+
+    return open_hub(name, config_name, config.dataset_revision)
 
 
 def assemble(source: Source, config: TrialConfig) -> TaskData:
+    """Columns → usable rows → task and labels → splits. Raises DataError where these contradict each other."""
+    if "train" not in source.tables:
+        raise DataError(f"{source.name}: no train split; there are {', '.join(map(shown, source.tables))}")
     columns = find_columns(source.tables["train"], config.text_column, config.label_column, source.known)
-    rows = {}
-    for name, table in source.tables.items():
-        require_columns(table, [*columns.text, *columns.label], "text_column and label_column")
-        rows[name] = _Rows(table, name, columns)
-    space = label_space([label for r in rows.values() for label in r.labels], config.task, source.label_names)
-    splits = {name: r.split(space) for name, r in rows.items()}
-    notes = [*source.notes, *_make_missing(splits, space, config)]
+    rows = {name: Rows.read(table, name, columns) for name, table in source.tables.items()}
+    notes = [*source.notes, *(note for table in source.tables.values() for note in table.notes)]
+    unlabelled = {name: read for name, read in rows.items() if read.unlabelled and name != "train"}
+    declared = _declared_names(source, columns)
+    labelled = {name: read.usable(minus_one_is_missing=bool(declared)) for name, read in rows.items()
+                if name not in unlabelled}
+    task = source.task if config.task == "auto" else config.task
+    labels = [label for read in labelled.values() for label in read.labels]
+    space = label_space(labels, task, declared, multi_hot=len(columns.label) > 1)
+    splits = {name: read.split(space) for name, read in labelled.items()}
+    rejected = [row for read in labelled.values() for row in read.rejected]
+    notes += [space.note] if space.note else []
+    notes += [note for read in labelled.values() for note in read.notes]
+    notes += _make_missing(splits, space, config, {name: len(read.texts) for name, read in unlabelled.items()})
+    _check_labels(splits, space)
     return TaskData(
         name=source.name, config_name=source.config_name, task=space.task, label_names=space.names,
         num_outputs=space.num_outputs, splits=splits, fingerprint=fingerprint(space.task, space.names, splits),
-        text_columns=columns.text, label_column=", ".join(columns.label),
-        rejected=[row for r in rows.values() for row in r.rejected], notes=notes, glue_metric=source.glue_metric,
+        text_columns=columns.text, label_column=", ".join(columns.label), rejected=rejected, notes=notes,
+        glue_metric=source.glue_metric,
     )
 
 
-def _make_missing(splits: dict[str, Split], space: LabelSpace, config: TrialConfig) -> Sequence[str]:
-    """Carve test, then validation, from train where the source has none."""
+def _declared_names(source: Source, columns: Columns) -> list[str] | None:
+    """Names of the labels where the source gives them; several 0/1 columns are named by themselves."""
+    if len(columns.label) > 1:
+        return list(columns.label)
+    return source.tables["train"].label_names.get(columns.label[0]) or source.label_names
+
+
+def _make_missing(
+    splits: dict[str, Split], space: LabelSpace, config: TrialConfig, unlabelled: dict[str, int]
+) -> list[str]:
+    """Carve test, then validation, from train where the source has none with labels."""
     notes, of_rows = [], len(splits["train"])
     for name, size in (("test", config.test_size), ("validation", config.validation_size)):
         if name in splits:
             continue
-        taken = {text_key(texts) for split in SPLITS if split in splits and split != "train"
-                 for texts in splits[split].texts}
+        taken = {text_key(texts) for other, split in splits.items() if other != "train" for texts in split.texts}
         splits["train"], splits[name] = carve(splits["train"], space.task, size, knob=f"{name}_size", of_rows=of_rows,
                                               seed=config.split_seed, taken=taken)
-        notes.append(f"{name} split carved from train: {len(splits[name])} of {of_rows} rows, stratified, "
-                     f"split_seed {config.split_seed}")
+        why = (f"the source's {name} split has no labels ({unlabelled[name]} rows)" if name in unlabelled
+               else "the source has none")
+        notes.append(f"{name} split carved from train: {len(splits[name])} of {of_rows} rows, stratified, by "
+                     f"split_seed {config.split_seed}; {why}")
     return notes
+
+
+def _check_labels(splits: dict[str, Split], space: LabelSpace) -> None:
+    """Raises DataError for a one-class training split, and for a class that evaluation has and training does not."""
+    if space.task != "classification":
+        return
+    assert space.names is not None
+    known = set(splits["train"].labels.tolist())
+    if len(known) < 2:
+        raise DataError(f"the training split has one class only ({shown(space.names[min(known)])}); two are needed")
+    for name in ("validation", "test"):
+        unknown = sorted(set(splits[name].labels.tolist()) - known)
+        if unknown:
+            first = splits[name].ids[int((splits[name].labels == unknown[0]).argmax())]
+            raise DataError(f"label {shown(space.names[unknown[0]])} occurs in {name} (row {first}) but never in train"
+                            + (f", and so do {len(unknown) - 1} others" if len(unknown) > 1 else ""))
+
+
+def clear_memory() -> None:
+    """Forget the data sets that are kept in memory."""
+    _memory.clear()

@@ -1,40 +1,87 @@
-"""Files -> tables."""
+"""A data file of any known format -> its tables by split. Reads data only: nothing in a file is ever executed."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
+from typing import Any
 
+from finetune.data.decoding import decode_text
+from finetune.data.delimited import read_delimited
+from finetune.data.jsonfile import WHOLE, read_json, read_json_lines
 from finetune.data.table import Table
 from finetune.errors import DataError
 
-
-def read_table(path: Path, source: str) -> Table:
-    text = path.read_bytes().decode("utf-8-sig")
-    if path.suffix == ".jsonl":
-        return _read_jsonl(text, source)
-    if path.suffix in (".csv", ".tsv"):
-        return _read_csv(text, source, "\t" if path.suffix == ".tsv" else ",")
-    raise DataError(f"{source}: unknown format; allowed: .csv, .tsv, .jsonl")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
-def _read_jsonl(text: str, source: str) -> Table:
-    table, rows = Table(source, []), []
-    for line, content in enumerate(text.split("\n"), start=1):
-        if content.strip():
-            rows.append((line, json.loads(content)))
-    table.columns = list(dict.fromkeys(key for _, row in rows for key in row))
-    table.rows = [[row.get(name) for name in table.columns] for _, row in rows]
-    table.lines = [line for line, _ in rows]
+def is_data_file(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
+
+
+def read_file(path: Path, source: str) -> dict[str, Table]:
+    """Tables by split as the file names them; {"": table} when it does not. `source` is how messages name the file.
+
+    Raises DataError when the file cannot be read as what its suffix says.
+    """
+    suffix = path.suffix.lower()
+    if not is_data_file(path):
+        raise DataError(f"{source}: {suffix or 'no suffix'} is not a data format; allowed: {', '.join(SUFFIXES)}")
+    if suffix == ".parquet":
+        return {WHOLE: _read_parquet(path, source)}
+    try:
+        payload = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error.strerror}") from error
+    if not payload.strip():
+        raise DataError(f"{source}: the file is empty")
+    text, encoding = decode_text(payload, source)
+    tables = _read_text(text, source, suffix)
+    if not encoding.startswith("utf-8"):
+        next(iter(tables.values())).notes.append(f"{source}: read as {encoding}, which its bytes suggest")
+    return tables
+
+
+def _read_text(text: str, source: str, suffix: str) -> dict[str, Table]:
+    if suffix == ".jsonl":
+        return {WHOLE: read_json_lines(text, source)}
+    if suffix == ".json":
+        return read_json(text, source)
+    return {WHOLE: read_delimited(text, source, suffix)}
+
+
+def _read_parquet(path: Path, source: str) -> Table:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        content = parquet.ParquetFile(path).read()
+        columns = {name: content.column(name).to_pylist() for name in dict.fromkeys(content.column_names)}
+    except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
+        raise DataError(f"{source}: not a readable parquet file ({str(error).splitlines()[0][:120]})") from error
+    if content.num_rows == 0:
+        raise DataError(f"{source}: the file has no rows")
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    table = Table(source, [str(name) for name in columns], rows, list(range(1, len(rows) + 1)))
+    table.label_names = _declared_names(content.schema.metadata or {})
     return table
 
 
-def _read_csv(text: str, source: str, delimiter: str) -> Table:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    table = Table(source, next(reader, []))
-    for row in reader:
-        table.rows.append(row)
-        table.lines.append(reader.line_num)
-    return table
+def _declared_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
+    """Names of ClassLabel columns, which `datasets` keeps in a parquet file's metadata."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    found = {str(column): _class_label(feature) for column, feature in features.items()}
+    return {column: names for column, names in found.items() if names}
+
+
+def _class_label(feature: Any) -> list[str] | None:
+    """The names of {"names": […], "_type": "ClassLabel"}, alone or inside a list type."""
+    if not isinstance(feature, dict):
+        return None
+    names = feature.get("names")
+    if feature.get("_type") == "ClassLabel" and isinstance(names, list) and all(isinstance(n, str) for n in names):
+        return names
+    return _class_label(feature.get("feature"))

@@ -1,4 +1,4 @@
-"""Which rows are in which split: stratified, decided by a seed and the rows themselves, never by their order in a file."""
+"""Which rows are in which split: stratified, decided by a seed and the rows themselves, not by their order."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,13 +11,14 @@ from finetune.data.task_data import RejectedRow
 
 @dataclass
 class Table:
-    """Rows of one file or hub split.
+    """Rows of one split as its file or hub split gives them.
 
-    columns   names, in order
-    rows      values per row, as long as `columns`
-    lines     where each row stands in its source, counted from 1
-    spilled   row number -> values beyond the last column (a broken quote, a comma too many)
+    columns      names, in order
+    rows         values per row, as long as `columns`
+    lines        where each row stands in its file, counted from 1
+    spilled      row number -> values beyond the last column (a broken quote, a comma too many)
     label_names  column -> names of its integer labels, where the source declares them
+    parts        (first row, source) of each file that the table was joined from, after the first
     """
 
     source: str
@@ -28,10 +30,16 @@ class Table:
     label_names: dict[str, list[str]] = field(default_factory=dict)
     rejected: list[RejectedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    parts: list[tuple[int, str]] = field(default_factory=list)
 
     def column(self, name: str) -> list[Any]:
         index = self.columns.index(name)
         return [row[index] for row in self.rows]
+
+    def source_of(self, row: int) -> str:
+        """The file that a row came from."""
+        part = bisect_right(self.parts, row, key=lambda entry: entry[0])
+        return self.parts[part - 1][1] if part else self.source
 
     def reject(self, line: int, reason: str) -> None:
         self.rejected.append(RejectedRow(self.source, line, reason))
