@@ -36,7 +36,8 @@ class Resolved:
     def describe(self) -> dict:
         return {"trial_id": self.trial_id, "setting_id": self.setting_id, "effective": self.effective,
                 "strategy": f"prefix:{self.config.freeze_depth}", "num_layers": LAYERS, "metric": "accuracy",
-                "metrics": ["accuracy", "loss"], "task": "classification", "rows": {"train": 64, "validation": 20, "test": 20},
+                "metrics": ["accuracy", "loss"], "task": "classification",
+                "rows": {"train": 64, "validation": 20, "test": 20},
                 "parameters": {"total": 100, "trainable": 10}, "total_epochs": self.config.num_train_epochs,
                 "total_steps": 4 * self.config.num_train_epochs}
 
@@ -51,7 +52,7 @@ def resolve_trial(config: TrialConfig) -> Resolved:
     if config.dataset_name == "bad":
         raise DataError("the data set bad has no labels")
     if (config.freeze_depth or 0) > LAYERS:
-        raise ConfigError([Problem("freeze_depth", config.freeze_depth, f"allowed: -1..{LAYERS}, the model has 4 layers")])
+        raise ConfigError([Problem("freeze_depth", config.freeze_depth, f"allowed: -1..{LAYERS}")])
     effective = config.model_dump(exclude={"output_dir", "wandb_project", "wandb_entity"})
     if config.freeze_depth == LAYERS:
         effective["learning_rate"] = None

@@ -74,7 +74,7 @@ class Dispatcher:
             self._hand_back()
 
     def _fill(self, *, retry_failed: bool) -> None:
-        outcomes = {trial_id: outcome_of(record, self._metric_of(record)) for trial_id, record in self.finished.items()}
+        outcomes = {trial_id: outcome_of(record, self.plan.metric) for trial_id, record in self.finished.items()}
         self.search.fill(self.plan.candidates, on_disk={trial_id: outcome for trial_id, outcome in outcomes.items()
                                                         if outcome.value is not None}, retry_failed=retry_failed)
 
@@ -171,7 +171,7 @@ class Dispatcher:
         record = self.finished.get(ticket.trial_id or "")
         if record is None:
             return False
-        for epoch, value in outcome_of(record, self._metric_of(record)).curve.items():
+        for epoch, value in outcome_of(record, self.plan.metric).curve.items():
             self.search.report(ticket, epoch, value)
         self._tell(ticket, record)
         return True
@@ -214,8 +214,7 @@ class Dispatcher:
             self._lost(event.worker, "crash", event.content)
 
     def _epoch(self, worker: Worker, assignment: Assignment, running: Running, entry: Mapping[str, Any]) -> None:
-        metric = self.search.spec.metric.key if self.search.spec.metric else self.plan.default_metric
-        value = entry.get("validation", {}).get(metric)
+        value = entry.get("validation", {}).get(self.plan.metric)
         running.epoch, running.value = entry["epoch"], value
         prune = value is not None and self.search.report(assignment.ticket, entry["epoch"], value)
         if self.plan.ask_verdicts:
@@ -234,7 +233,7 @@ class Dispatcher:
         repeats = trial_id in self.finished or self.search.knows(ticket, trial_id)
         self._repeats = self._repeats + 1 if repeats else 0
         if not repeats:
-            self.search.resolved(ticket, trial_id)
+            self.search.resolved(ticket, trial_id, assignment.description.setting_id, assignment.description.kind)
             self._run(event.worker, assignment)
             return
         self._free(event.worker)
@@ -314,13 +313,13 @@ class Dispatcher:
         return published
 
     def _tell(self, ticket: Ticket, record: TrialRecord) -> None:
-        value = outcome_of(record, self._metric_of(record)).value
+        value = outcome_of(record, self.plan.metric).value
         if record.state == "failed":
             self.search.failed(ticket, str(record.error))
         elif record.state == "pruned":
             self.search.pruned(ticket, value)
         elif value is None:
-            self.search.failed(ticket, f"its record has no validation/{self._metric_of(record)}")
+            self.search.failed(ticket, f"its record has no validation/{self.plan.metric}")
         else:
             self.search.complete(ticket, value)
             metric = self.search.spec.metric
@@ -328,7 +327,7 @@ class Dispatcher:
 
     def _count(self, assignment: Assignment, record: TrialRecord, seconds: float) -> None:
         kind = assignment.description.kind if assignment.description else ""
-        value = outcome_of(record, self._metric_of(record)).value
+        value = outcome_of(record, self.plan.metric).value
         if record.state == "pruned":
             self.board.pruned += 1
             self.view.say(f"{assignment.label}: pruned after epoch {len(record.history)}")
@@ -346,9 +345,6 @@ class Dispatcher:
         self.board.failed += 1
         self.failures.append((label, reason))
         self.view.say(f"{label}: failed: {reason}")
-
-    def _metric_of(self, record: TrialRecord) -> str:
-        return self.search.spec.metric.key if self.search.spec.metric else record.metric
 
 
 def outcome_of(record: TrialRecord, metric: str) -> Outcome:

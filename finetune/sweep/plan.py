@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import ConfigError, DataError, EnvironmentProblem
+from finetune.config import TrialConfig
+from finetune.errors import ConfigError, DataError, EnvironmentProblem, Problem, did_you_mean
 from finetune.files import digest_of
 from finetune.results import TrialRecord
-from finetune.sweep.board import label_of
 from finetune.sweep.points import Point, first_of_each, grid_points, probe_points, random_points
 from finetune.sweep.search import STARTUP_POINTS, Candidate
 from finetune.sweep.spec import SweepSpec
@@ -64,18 +64,26 @@ class Plan:
     points: int  # before those that are one trial were merged
     merged_knobs: tuple[str, ...]  # in which merged points differ, although nothing comes of it
     open_ended: bool  # further points are drawn one by one
-
-    @property
-    def searched(self) -> list[str]:
-        return searched_names(self.spec)
+    searched: list[str]  # the knobs in which its trials differ
 
     @property
     def ask_verdicts(self) -> bool:
         return self.spec.early_terminate is not None
 
     @property
-    def default_metric(self) -> str:
+    def metric(self) -> str:
+        """The name in a record's metrics.validation: the YAML's, else the task's own."""
+        if self.spec.metric is not None:
+            return self.spec.metric.key
         return next(iter(self.descriptions.values())).content.get("metric", "accuracy")
+
+    @property
+    def maximize(self) -> bool:
+        if self.spec.metric is not None:
+            return self.spec.metric.goal == "maximize"
+        from finetune.evaluation import higher_is_better
+
+        return higher_is_better(self.metric)
 
     @property
     def total(self) -> int | None:
@@ -114,14 +122,30 @@ def make_plan(spec: SweepSpec, options: SweepOptions, team: Team) -> Plan:
             merged_knobs |= {name for name, value in point.values.items() if same.get(name) != value}
             continue
         first[description.trial_id] = point
-        candidates.append(Candidate(description.trial_id, point.values, point.u))
+        candidates.append(_candidate(point, description))
     descriptions = {description.trial_id: description for description in resolved[:len(points)]}
     _check_metric(spec, resolved)
     identity = digest_of([spec.identity(options.search_seed), sorted(d.trial_id for d in resolved)])
     if spec.method == "grid" and spec.run_cap is not None:
         candidates = candidates[: spec.run_cap]
     return Plan(spec, f"{spec.name}-{identity[:12]}", tuple(candidates), descriptions or {"": resolved[0]}, fixed,
-                len(points), tuple(sorted(merged_knobs)), open_ended)
+                len(points), tuple(sorted(merged_knobs)), open_ended, searched_names(spec))
+
+
+def plan_confirmation(plan: Plan, values: Sequence[dict[str, Any]], team: Team) -> Plan:
+    """The plan of the trials that `--confirm` adds; its study is its own, named after what was chosen."""
+    points = [Point(knobs, TrialConfig.from_mapping({**knobs, **plan.fixed})) for knobs in values]
+    resolved = resolve_points(points, team)
+    candidates = tuple(_candidate(point, description) for point, description in zip(points, resolved, strict=True))
+    chosen = digest_of(sorted(candidate.trial_id for candidate in candidates))
+    return replace(plan, study_name=f"{plan.study_name}-confirm-{chosen[:12]}", candidates=candidates,
+                   descriptions={description.trial_id: description for description in resolved},
+                   points=len(points), merged_knobs=(), open_ended=False,
+                   searched=list(dict.fromkeys([*plan.searched, "seed"])))
+
+
+def _candidate(point: Point, description: Description) -> Candidate:
+    return Candidate(description.trial_id, point.values, point.u, description.setting_id, description.kind)
 
 
 def fixed_knobs(spec: SweepSpec, output_dir: Path) -> dict[str, Any]:
@@ -151,6 +175,8 @@ def resolve_points(points: Sequence[Point], team: Team) -> list[Description]:
     refused: list[Mapping[str, Any]] = []
     while True:
         for event in team.events(TICK):
+            if event.worker is not worker:
+                continue
             if event.kind == "died":
                 raise EnvironmentProblem(f"the sweep's points cannot be checked: {event.content} (log: {worker.log})")
             if event.kind == "resolved":
@@ -184,14 +210,9 @@ def _check_metric(spec: SweepSpec, resolved: Sequence[Description]) -> None:
     """The metric must be one that these trials log: a search for a value that never comes is found out now."""
     if spec.metric is None:
         return
-    from finetune.errors import Problem, did_you_mean
-
     for description in resolved:
         names = description.content.get("metrics")
         if names is not None and spec.metric.key not in names:
             raise ConfigError([Problem("metric.name", spec.metric.name, "allowed for this task: " + ", ".join(
                 f"validation/{name}" for name in names) + did_you_mean(spec.metric.key, names))])
 
-
-def label(plan: Plan, candidate: Candidate) -> str:
-    return label_of(candidate.values, plan.searched)

@@ -106,7 +106,8 @@ class Worker:
         self.process.join(timeout=5)
         code = self.process.exitcode
         killed = code is not None and code < 0
-        how = f"was killed by {_signal_name(-code)}" if killed else f"ended with exit code {code}"
+        hint = " (often: the machine ran out of memory)" if code == -signal.SIGKILL else ""
+        how = f"was killed by {_signal_name(-code)}{hint}" if killed else f"ended with exit code {code}"
         last = self._last_line()
         return f"its worker {how}" + (f": {last}" if last else "")
 

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.config import TrialConfig
 from finetune.errors import EnvironmentProblem, Interrupted
 from finetune.files import FileLock, atomic_write
 from finetune.results import RecordStore, TrialRecord
-from finetune.sweep.board import Board
-from finetune.sweep.dispatch import Dispatcher
+from finetune.sweep.board import Board, label_of
+from finetune.sweep.confirm import Choice, Tuned, choose, confirmation_values, fresh_seeds
+from finetune.sweep.dispatch import Dispatcher, outcome_of
 from finetune.sweep.live import View
-from finetune.sweep.plan import Plan, SweepOptions, known_points, fixed_knobs, make_plan
+from finetune.sweep.plan import Plan, SweepOptions, fixed_knobs, known_points, make_plan, plan_confirmation
 from finetune.sweep.pool import Machine
 from finetune.sweep.search import Search
 from finetune.sweep.spec import SweepSpec
@@ -37,23 +38,24 @@ _STATUS_EVERY = 2.0  # seconds
 
 @dataclass
 class Ending:
-    """How a sweep ended. `failures` are (label, reason)."""
+    """How a sweep ended: one board per phase. `failures` are (label, reason)."""
 
-    board: Board
-    failures: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    boards: list[Board]
+    failures: list[tuple[str, str]]
+    chosen: list[Choice]
+    searched: list[str]
 
     @property
     def exit_code(self) -> int:
-        return 3 if self.failures or self.board.failed else 0
+        return 3 if self.failures else 0
 
 
 def run_sweep(spec: SweepSpec, options: SweepOptions, view: View) -> Ending:
     """Everything from the check of the points to the last record.
 
-    Raises ConfigError (a bad point, somebody else holds the directory), DataError, EnvironmentProblem, Interrupted.
+    Raises ConfigError for a bad point, DataError, EnvironmentProblem (also: somebody holds the directory), Interrupted.
     """
-    with output_lock(options.output_dir), team_for(spec, options, view) as team:
+    with output_lock(options.output_dir), team_for(spec, options, view, options.output_dir / LOGS) as team:
         plan = make_plan(spec, options, team)
         for note in plan.notes():
             view.say(note)
@@ -61,30 +63,74 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, view: View) -> Ending:
         try:
             for note in storage.notes:
                 view.say(note)
-            return _run_phases(plan, options, team, storage, view)
+            return Sweep(plan, options, team, storage, view).run()
         finally:
             storage.close()
 
 
-def _run_phases(plan: Plan, options: SweepOptions, team: Team, storage: StudyStorage, view: View) -> Ending:
-    store = RecordStore(options.output_dir)
-    write_sweep_file(plan, options)
-    return _run_phase(plan, options, team, storage, store, view, plan.study_name, {"phase": "tune"})
+class Sweep:
+    """The phases of one planned sweep."""
 
+    def __init__(self, plan: Plan, options: SweepOptions, team: Team, storage: StudyStorage, view: View):
+        self.plan, self.options, self.team, self.storage, self.view = plan, options, team, storage, view
+        self.store = RecordStore(options.output_dir)
+        self.failures: list[tuple[str, str]] = []
 
-def _run_phase(plan: Plan, options: SweepOptions, team: Team, storage: StudyStorage, store: RecordStore, view: View,
-               study_name: str, protocol: dict[str, Any]) -> Ending:
-    owner = f"{socket.gethostname()}:{options.output_dir.resolve()}"
-    search = Search(storage, plan.spec, study_name, search_seed=options.search_seed, phase=protocol["phase"], owner=owner)
-    finished = records_on_disk(store, plan)
-    board = _board(plan, search, finished, team.count, protocol["phase"])
-    watched = StatusFile(view, options.output_dir / STATUS_FILE)
-    dispatcher = Dispatcher(plan, search, team, store, options, board, watched, finished=finished, protocol=protocol)
-    try:
-        dispatcher.run()
-    finally:
-        watched.write(board)
-    return Ending(board, dispatcher.failures)
+    def run(self) -> Ending:
+        write_sweep_file(self.plan, self.options)
+        boards = [self._phase(self.plan, {"phase": "tune"})]
+        choices: list[Choice] = []
+        if self.options.confirm:
+            choices = choose(self._tuned(), maximize=boards[0].maximize)
+            plan, protocol = self._confirmation(choices)
+            write_sweep_file(self.plan, self.options, confirm=plan)
+            boards.append(self._phase(plan, protocol))
+        return Ending(boards, self.failures, choices, self.plan.searched)
+
+    def _phase(self, plan: Plan, protocol: dict[str, Any]) -> Board:
+        search = self._search(plan, protocol["phase"])
+        finished = records_on_disk(self.store, plan)
+        board = _board(plan, search, finished, self.team.count, protocol["phase"])
+        view = StatusFile(self.view, self.options.output_dir / STATUS_FILE)
+        dispatcher = Dispatcher(plan, search, self.team, self.store, self.options, board, view,
+                                finished=finished, protocol=protocol)
+        try:
+            dispatcher.run()
+        finally:
+            view.write(board, ended=True)
+        self.failures += dispatcher.failures
+        return board
+
+    def _search(self, plan: Plan, phase: str) -> Search:
+        owner = f"{socket.gethostname()}:{self.options.output_dir.resolve()}"
+        return Search(self.storage, plan.spec, plan.study_name, maximize=plan.maximize, phase=phase, owner=owner,
+                      search_seed=self.options.search_seed)
+
+    def _tuned(self) -> list[Tuned]:
+        """What tuning found. Records on disk speak for themselves; of other machines' trials the study knows."""
+        tuned = []
+        for trial_id, trial in self._search(self.plan, "tune").outcomes().items():
+            record = self.store.load_complete(trial_id)
+            facts, value = trial.user_attrs, trial.value
+            if record is not None:
+                value = outcome_of(record, self.plan.metric).value
+            state = record.state if record is not None else trial.state.name.lower()
+            if state == "complete" and value is not None and not facts.get("pruned"):
+                tuned.append(Tuned(facts["values"], facts["setting_id"], facts["kind"], value))
+        return tuned
+
+    def _confirmation(self, choices: list[Choice]) -> tuple[Plan, dict[str, Any]]:
+        """The plan of the fresh seeds. Raises EnvironmentProblem when tuning has left nothing to choose from."""
+        if not choices:
+            raise EnvironmentProblem("--confirm: no tuning trial is complete, so there is nothing to confirm")
+        used = {seed for choice in choices for seed in choice.seeds} | self._tuning_seeds()
+        seeds = fresh_seeds(used, self.options.confirm)
+        self.view.say(f"confirming {len(choices)} chosen settings on {len(seeds)} fresh seeds each")
+        plan = plan_confirmation(self.plan, confirmation_values(choices, seeds), self.team)
+        return plan, {"phase": "confirm", "seeds": seeds, "tuning_seeds": sorted(used)}
+
+    def _tuning_seeds(self) -> set[int]:
+        return {TrialConfig.from_mapping(candidate.values).seed for candidate in self.plan.candidates}
 
 
 def records_on_disk(store: RecordStore, plan: Plan) -> dict[str, TrialRecord]:
@@ -95,10 +141,13 @@ def records_on_disk(store: RecordStore, plan: Plan) -> dict[str, TrialRecord]:
 
 
 def _board(plan: Plan, search: Search, finished: dict[str, TrialRecord], workers: int, phase: str) -> Board:
-    metric = plan.spec.metric.key if plan.spec.metric else plan.default_metric
     already = [candidate for candidate in plan.candidates if candidate.trial_id in finished]
-    board = Board(plan.spec.name, metric, maximize=search.maximize, phase=phase, total=plan.total,
+    board = Board(plan.spec.name, plan.metric, maximize=search.maximize, phase=phase, total=plan.total,
                   already=len(already), workers=workers)
+    for candidate in already:
+        outcome = outcome_of(finished[candidate.trial_id], plan.metric)
+        if outcome.state == "complete" and outcome.value is not None:
+            board.offer_best(outcome.value, label_of(candidate.values, plan.searched))
     board.pending = Counter(plan.descriptions[candidate.trial_id].kind for candidate in plan.candidates
                             if candidate.trial_id not in finished)
     return board
@@ -117,10 +166,11 @@ class StatusFile:
         if time.monotonic() - self._written >= _STATUS_EVERY:
             self.write(board)
 
-    def write(self, board: Board) -> None:
+    def write(self, board: Board, *, ended: bool = False) -> None:
         """Not fsynced: it is news, not a result."""
         self._written = time.monotonic()
-        content = {**board.summary(), "pid": os.getpid(), "host": socket.gethostname(), "updated": time.time()}
+        content = {**board.summary(), "pid": os.getpid(), "host": socket.gethostname(), "updated": time.time(),
+                   "ended": ended}
         temporary = self._path.with_name(f".{self._path.name}.tmp")
         try:
             temporary.write_text(json.dumps(content))
@@ -144,14 +194,10 @@ def output_lock(output_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def team_for(spec: SweepSpec, options: SweepOptions, view: View) -> Iterator[Team]:
+def team_for(spec: SweepSpec, options: SweepOptions, view: View, logs: Path) -> Iterator[Team]:
     """Workers that end with this block: at once after an error, with time for a checkpoint after a signal."""
-    machine = Machine.here()
-    points, probes, open_ended = known_points(spec, options.search_seed, fixed_knobs(spec, options.output_dir))
-    trials = (spec.run_cap or sys.maxsize) if open_ended else len(points)
-    count = machine.workers(options.workers, min(trials, spec.run_cap or trials))
-    team = Team(machine, count, task=options.task, logs=options.output_dir / LOGS,
-                ask_verdicts=spec.early_terminate is not None)
+    count = Machine.here().workers(options.workers, planned_trials(spec, options))
+    team = Team(Machine.here(), count, task=options.task, logs=logs, ask_verdicts=spec.early_terminate is not None)
     team.on_second_signal(view.close)
     grace = 5.0
     try:
@@ -164,15 +210,18 @@ def team_for(spec: SweepSpec, options: SweepOptions, view: View) -> Iterator[Tea
         team.close(grace=grace)
 
 
-def write_sweep_file(plan: Plan, options: SweepOptions) -> None:
+def planned_trials(spec: SweepSpec, options: SweepOptions) -> int:
+    """An upper bound, known before anything is resolved."""
+    points, _, open_ended = known_points(spec, options.search_seed, fixed_knobs(spec, options.output_dir))
+    return (spec.run_cap or sys.maxsize) if open_ended else min(len(points), spec.run_cap or len(points))
+
+
+def write_sweep_file(plan: Plan, options: SweepOptions, confirm: Plan | None = None) -> None:
     """What was asked for, as it is run: enough to run it again, and to tell its trials from older ones."""
-    content = {
-        "schema": 1, "name": plan.spec.name, "spec": plan.spec.as_run, "search_seed": options.search_seed,
-        "study": plan.study_name, "command": shlex.join(sys.argv), "confirm": options.confirm,
-        "trials": {"tune": [candidate.trial_id for candidate in plan.candidates]},
-    }
+    trials = {"tune": [candidate.trial_id for candidate in plan.candidates]}
+    if confirm is not None:
+        trials["confirm"] = [candidate.trial_id for candidate in confirm.candidates]
+    content = {"schema": 1, "name": plan.spec.name, "spec": plan.spec.as_run, "search_seed": options.search_seed,
+               "study": plan.study_name, "searched": plan.searched, "confirm": options.confirm,
+               "open_ended": plan.open_ended, "trials": trials}
     atomic_write(options.output_dir / SWEEP_FILE, json.dumps(content, indent=1, default=str) + "\n", "the sweep's plan")
-
-
-def searched_labels(plan: Plan) -> Sequence[str]:
-    return plan.searched

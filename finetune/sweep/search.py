@@ -45,6 +45,13 @@ class Candidate:
     trial_id: str
     values: Mapping[str, Any]
     u: Mapping[str, float] | None = None
+    setting_id: str = ""
+    kind: str = ""  # its canonical strategy
+
+    def attributes(self) -> dict[str, Any]:
+        """As the study keeps it: enough for another machine to take the trial over, and to choose by it."""
+        return {"values": dict(self.values), "u": None if self.u is None else dict(self.u),
+                "setting_id": self.setting_id, "kind": self.kind, "trial_id": self.trial_id}  # trial_id: complete
 
 
 @dataclass
@@ -68,14 +75,14 @@ class Ticket:
 class Search:
     """One study. Raises EnvironmentProblem when its storage is gone."""
 
-    def __init__(self, storage: StudyStorage, spec: SweepSpec, name: str, *, search_seed: int = 0,
-                 phase: str = "tune", owner: str = ""):
+    def __init__(self, storage: StudyStorage, spec: SweepSpec, name: str, *, maximize: bool = True,
+                 search_seed: int = 0, phase: str = "tune", owner: str = ""):
         self.storage, self.spec, self.search_seed, self.phase = storage, spec, search_seed, phase
-        self.name = name
+        self.name, self.maximize = name, maximize
         self._owner = owner  # machine and output directory: whose records are on this disk
         self._lock_key = int(digest_of(name)[:7], 16)
-        self._distributions = _distributions(spec)
-        self.maximize = spec.metric is None or spec.metric.goal == "maximize"
+        # Confirming trials have seeds that are in no list of the YAML, and nothing is searched for any more.
+        self._distributions = _distributions(spec) if phase == "tune" else {}
         self.study = storage.patiently(self._open)
         self._study_key = storage.patiently(lambda: storage.optuna.get_study_id_from_name(name))
         self._known: dict[str, Candidate] = {}
@@ -125,9 +132,7 @@ class Search:
         return trial.state in _LIVE or (bool(trial.user_attrs.get("final")) and not retry_failed)
 
     def _enqueue(self, candidate: Candidate, outcome: Outcome | None) -> None:
-        attributes = {"trial_id": candidate.trial_id, "values": dict(candidate.values), "phase": self.phase}
-        if candidate.u is not None:
-            attributes["u"] = dict(candidate.u)
+        attributes = candidate.attributes()
         known: dict[str, Any] = {"state": TrialState.WAITING}
         if outcome is not None:
             attributes["owner"] = self._owner
@@ -210,10 +215,11 @@ class Search:
         inside = {name: min(max(position, 1e-12), 1 - 1e-12) for name, position in u.items()}  # some quantiles end at 0
         return Ticket(trial, values_at(self.spec, inside), u)
 
-    def resolved(self, ticket: Ticket, trial_id: str) -> None:
+    def resolved(self, ticket: Ticket, trial_id: str, setting_id: str, kind: str) -> None:
         """Remember what a drawn point turned out to be, so that it can be taken over."""
         ticket.trial_id = trial_id
-        for name, value in {"values": ticket.values, "u": ticket.u, "phase": self.phase, "trial_id": trial_id}.items():
+        candidate = Candidate(trial_id, ticket.values, ticket.u, setting_id, kind)
+        for name, value in candidate.attributes().items():
             self.storage.patiently(lambda name=name, value=value: ticket.trial.set_user_attr(name, value))
 
     # -- while it runs ---------------------------------------------------------------------------------------------
@@ -337,7 +343,8 @@ class Search:
 
 def _candidate(trial: FrozenTrial) -> Candidate:
     attributes = trial.user_attrs
-    return Candidate(attributes["trial_id"], attributes["values"], attributes.get("u"))
+    return Candidate(attributes["trial_id"], attributes["values"], attributes.get("u"), attributes["setting_id"],
+                     attributes["kind"])
 
 
 def _history(trial: FrozenTrial) -> list[float]:
