@@ -1,0 +1,62 @@
+"""`finetune report DIR [DIR …]`: from records to figures, tables, summary.json and report.html."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from finetune.errors import ConfigError, Problem
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "How deep can be frozen, how sure is it, what does it save: from the records of one or several sweeps. "
+        "Directories of one sweep are merged, different sweeps overlaid. The answer goes to stdout; figures, tables, "
+        "summary.json and report.html to DIR/report."
+    )
+    parser.add_argument("sources", nargs="+", metavar="DIR", help="a sweep's output directory, e.g. runs/quickstart")
+    parser.add_argument("--output_dir", help="where the report is written; default: DIR/report of the first DIR, or "
+                                             "DIR/report-overlay with several sweeps")
+    parser.add_argument("--margin", type=float, action="append", metavar="FRACTION",
+                        help="loss of the metric that is tolerated, e.g. 0.01 for one point (repeatable; the first is "
+                             "the headline); default: the sweep's own `margin`")
+    parser.add_argument("--population", choices=["new_text", "this_test_set"], default="new_text",
+                        help="what the intervals speak about: new seeds and new text (default), or new seeds on "
+                             "exactly these test rows")
+    parser.add_argument("--metric", help="test metric to report; default: the one that picked the epoch")
+    parser.add_argument("--by", action="append", default=[], metavar="KNOB",
+                        help="make a curve per value of this knob instead of choosing its best value (repeatable)")
+    parser.add_argument("--json", action="store_true", help="print summary.json instead of the answer")
+
+
+def main(args: argparse.Namespace) -> int:
+    from analysis.report import write_report
+
+    check(args)
+    report = write_report(
+        args.sources, margins=args.margin, population=args.population, metric=args.metric, by=args.by,
+        folder=Path(args.output_dir) if args.output_dir else None,
+    )
+    for warning in report.summary["warnings"]:
+        print(f"warning: {warning['text']}", file=sys.stderr)
+    if args.json:
+        print((report.folder / "summary.json").read_text(), end="")
+    else:
+        print(f"{report.summary['answer']}\n{report.folder / 'report.html'}")
+    return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises ConfigError with every wrong argument."""
+    from finetune.config import KNOBS
+    from finetune.errors import did_you_mean
+
+    problems = [Problem("--margin", margin, "allowed: a fraction above 0 and below 1, e.g. 0.01 for one point")
+                for margin in args.margin or [] if not 0 < margin < 1]
+    problems += [Problem("--by", name, "no such knob" + did_you_mean(name, KNOBS))
+                 for name in args.by if name not in KNOBS]
+    problems += [Problem("--by", name, "allowed: any knob but what is compared anyway")
+                 for name in args.by if name in ("freeze_depth", "strategy", "seed")]
+    if problems:
+        raise ConfigError(problems)

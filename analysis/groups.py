@@ -1,0 +1,134 @@
+"""Trials that belong to one curve: everything is equal but what is frozen, what is tuned, and the seed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from analysis.load import Loaded, SweepPlan, Trial
+from finetune.config import CONTENT, KNOBS, NEVER
+
+COMPARED = {"freeze_depth", "strategy", "seed"}
+_CURVE_GROUPS = {"freezing", "randomness", "data", "model", "execution"}
+# A knob of these groups makes a curve of its own per value; the others are tuned: the best value is chosen per depth.
+CURVE_KNOBS = [
+    knob.name for knob in KNOBS.values()
+    if knob.in_trial_id not in (NEVER, CONTENT) and knob.name not in COMPARED
+    and (knob.group in _CURVE_GROUPS or knob.name == "pooling")
+]
+TUNED_KNOBS = [knob.name for knob in KNOBS.values() if knob.group in {"head", "optimization"}
+               and knob.name not in {"pooling", "metric_for_best_model"} and knob.in_trial_id != NEVER]
+_ANY = object()  # the value of a knob that acts on nothing in this trial: it belongs to every curve
+
+
+@dataclass(frozen=True)
+class Group:
+    """The trials of one curve. `label` says how it differs from the others, "" when it is the only one."""
+
+    identity: dict[str, Any]
+    trials: list[Trial]
+    label: str = ""
+    plans: list[SweepPlan] = field(default_factory=list)
+
+    @property
+    def first(self) -> Trial:
+        return self.trials[0]
+
+    @property
+    def metric(self) -> str:
+        return self.identity["metric"]
+
+    @property
+    def num_layers(self) -> int | None:
+        return next((t.record.num_layers for t in self.trials if t.record.num_layers is not None), None)
+
+    @property
+    def tuned(self) -> list[str]:
+        """Tuned knobs that take several values here."""
+        return [name for name in TUNED_KNOBS if len(distinct(t.knobs.get(name) for t in self.trials)) > 1]
+
+
+def distinct(values: Iterable[Any]) -> list[Any]:
+    """Different values that are not None, in ascending order."""
+    seen = {repr(value): value for value in values if value is not None}
+    return sorted(seen.values(), key=_sortable)
+
+
+def make_groups(loaded: Loaded, by: Sequence[str] = ()) -> list[Group]:
+    """One group per curve, in a stable order; knobs named in `by` make curves too."""
+    known = [(_identity(trial, by), trial) for trial in loaded.trials]
+    whole = {_key(identity): identity for identity, _ in known if _ANY not in identity.values()}
+    # Only trials with an inert knob: its value as asked for tells them apart well enough.
+    whole = whole or {_key(asked): asked for asked in (_asked(identity, trial) for identity, trial in known)}
+    groups = []
+    for identity in whole.values():
+        members = [trial for other, trial in known if _matches(other, identity)]
+        plans = [plan for plan in loaded.plans if plan.name == identity["sweep"]]
+        groups.append(Group(identity, sorted(members, key=lambda t: t.record.trial_id), plans=plans))
+    return _labelled(sorted(groups, key=lambda group: [_sortable(value) for value in group.identity.values()]))
+
+
+def _sortable(value: Any) -> tuple[bool, float, str]:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return (not number, float(value) if number else 0.0, repr(value))
+
+
+def _identity(trial: Trial, by: Sequence[str]) -> dict[str, Any]:
+    record = trial.record
+    identity: dict[str, Any] = {
+        "sweep": trial.sweep, "dataset": dataset_name(trial), "data": record.data.get("fingerprint"),
+        "model": short_name(str(record.config.get("model_name_or_path", "?"))), "metric": record.metric,
+        "task": record.task,
+    }
+    for name in [*CURVE_KNOBS, *by]:
+        identity[name] = _ANY if _is_inert(trial, name) else trial.knobs.get(name)
+    return identity
+
+
+def _is_inert(trial: Trial, name: str) -> bool:
+    return name in trial.record.effective and trial.knobs[name] is None and trial.record.config.get(name) is not None
+
+
+def _asked(identity: dict[str, Any], trial: Trial) -> dict[str, Any]:
+    return {name: trial.record.config.get(name) if value is _ANY else value for name, value in identity.items()}
+
+
+def _key(identity: dict[str, Any]) -> str:
+    # A data set has one name per machine (a path); its fingerprint tells whether it is the same.
+    return repr([value for name, value in identity.items() if name != "dataset" or identity["data"] is None])
+
+
+def _matches(identity: dict[str, Any], other: dict[str, Any]) -> bool:
+    names = [name for name in identity if name != "dataset" or identity["data"] is None]
+    return all(identity[name] is _ANY or identity[name] == other[name] for name in names)
+
+
+def dataset_name(trial: Trial) -> str:
+    name = short_name(str(trial.record.config.get("dataset_name", "?")))
+    part = trial.record.config.get("dataset_config_name")
+    return f"{name}/{part}" if part else name
+
+
+def short_name(name: str) -> str:
+    """A path's last part; a hub id or a bundled name as it is."""
+    return name.rstrip("/").rsplit("/", 1)[-1] if re.match(r"[/.~]", name) or name.count("/") > 1 else name
+
+
+def _labelled(groups: list[Group]) -> list[Group]:
+    if len(groups) == 1:
+        return groups
+    names = [name for name in groups[0].identity if len({repr(g.identity[name]) for g in groups}) > 1]
+    if "dataset" in names and len({g.identity["dataset"] for g in groups}) == len({g.identity["data"] for g in groups}):
+        names = [name for name in names if name not in ("data", "task", "metric")]
+    return [Group(g.identity, g.trials, ", ".join(_part(name, g.identity[name]) for name in names), g.plans)
+            for g in groups]
+
+
+def _part(name: str, value: Any) -> str:
+    if name in ("dataset", "model", "sweep"):
+        return str(value)
+    if name == "data":
+        return f"data {str(value)[:8]}"
+    return f"{name} {'all' if value is None and name == 'train_size' else value}"

@@ -1,0 +1,77 @@
+"""The report as files: report.html (one self-contained page), summary.json, figures, tables."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis import checks
+from analysis.curves import Curve, measure
+from analysis.figures import Figure, make_figures
+from analysis.groups import make_groups
+from analysis.load import Loaded, load_sources
+from analysis.page import render_html
+from analysis.protocol import make_protocol
+from analysis.stats import Population
+from analysis.summary import summarize
+from analysis.svg import standalone
+from finetune.errors import ConfigError
+from finetune.files import atomic_write
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written where."""
+
+    folder: Path
+    summary: dict[str, Any]
+    curves: list[Curve]
+    figures: list[Figure]
+
+
+def write_report(
+    sources: list[str], *, margins: Sequence[float] | None = None, population: Population = "new_text",
+    metric: str | None = None, by: Sequence[str] = (), folder: Path | None = None,
+) -> Report:
+    """Read the sources, compute everything, write all files. Raises ConfigError when there is nothing to report."""
+    loaded = load_sources(sources)
+    curves = make_curves(loaded, population=population, metric=metric, by=by)
+    margins = list(margins or [own_margin(curves)])
+    summary = summarize(curves, margins, checks.all_warnings(loaded, curves))
+    figures = make_figures(curves, margins[0])
+    folder = folder or default_folder(sources, curves)
+    for figure in figures:
+        atomic_write(folder / "figures" / f"{figure.name}.svg", standalone(figure.svg, figure.title), "a figure")
+    atomic_write(folder / "report.html", render_html(summary, curves, figures), "the report")
+    atomic_write(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+                 "the summary")
+    return Report(folder, summary, curves, figures)
+
+
+def make_curves(
+    loaded: Loaded, *, population: Population = "new_text", metric: str | None = None, by: Sequence[str] = ()
+) -> list[Curve]:
+    """One curve per group of trials that has a complete one."""
+    protocols = [make_protocol(group) for group in make_groups(loaded, by)]
+    curves = [measure(protocol, metric=metric, population=population) for protocol in protocols if protocol.choices]
+    if not curves:
+        states = ", ".join(sorted({trial.record.state for trial in loaded.trials}))
+        raise ConfigError(f"no complete trial among {len(loaded.trials)} records (they are {states}); "
+                          "see `finetune status DIR` for the reasons, then rerun the sweep")
+    return curves
+
+
+def own_margin(curves: Sequence[Curve]) -> float:
+    """The margin that the sweep fixed before it ran."""
+    return float(curves[0].protocol.group.first.record.config.get("margin", 0.01))
+
+
+def default_folder(sources: Sequence[str], curves: Sequence[Curve]) -> Path:
+    """DIR/report; a comparison of several sweeps must not replace the first one's own report."""
+    sweeps = {curve.protocol.group.identity["sweep"] for curve in curves}
+    first = Path(re.sub(r"[^\w./~-]", "_", sources[0]) if ":" in sources[0] else sources[0])
+    return first / ("report" if len(sources) == 1 or len(sweeps) == 1 else "report-overlay")
