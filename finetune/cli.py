@@ -1,0 +1,75 @@
+"""The `finetune` command: finds the subcommand's module, turns errors into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+
+from finetune import __version__
+from finetune.errors import FinetuneError
+
+SUBCOMMANDS = {
+    "train": ("finetune.train", "train one trial"),
+    "sweep": ("finetune.sweep.command", "run all trials of a W&B sweep file on this machine, no account needed"),
+    "status": ("finetune.sweep.status", "show the state of a sweep's directory"),
+    "report": ("analysis.command", "figures, tables and report.html from a sweep's records"),
+    "layers": ("finetune.models.command", "show a model's parts and what a freeze depth or strategy trains"),
+    "data": ("finetune.data.command", "list and inspect data sets"),
+}
+OPTIONAL = {
+    "new": ("finetune.data.new", "write a sweep file by answering questions"),
+    "sync": ("finetune.sync", "bring an offline sweep to W&B"),
+}
+
+
+def available() -> dict[str, tuple[str, str]]:
+    found = {name: entry for name, entry in OPTIONAL.items() if importlib.util.find_spec(entry[0])}
+    return {**SUBCOMMANDS, **found}
+
+
+def usage() -> str:
+    lines = ["usage: finetune COMMAND [options]", "", "How many layers can I freeze, and what does it cost me?", ""]
+    lines += [f"  {name:8} {doc}" for name, (_, doc) in available().items()]
+    return "\n".join([*lines, "", "finetune COMMAND --help shows a command's options."])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in {"-h", "--help", "help"}:
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        return run(argv[0], argv[1:])
+    except FinetuneError as error:
+        print(f"finetune {argv[0]}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `finetune data | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def run(name: str, argv: list[str]) -> int:
+    from finetune.errors import ConfigError, did_you_mean
+
+    commands = available()
+    if name not in commands:
+        raise ConfigError(f"no such command; there are {', '.join(commands)}{did_you_mean(name, commands)}")
+    module = importlib.import_module(commands[name][0])
+    if name == "train":
+        return module.run(argv)
+    parser = argparse.ArgumentParser(prog=f"finetune {name}", description=commands[name][1], allow_abbrev=False)
+    module.configure(parser)
+    return module.main(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,73 @@
+"""Pooling and the classifier on top of a backbone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Average over real tokens: hidden (batch, tokens, width), mask (batch, tokens) of 0/1 -> (batch, width)."""
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def first_token(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The first real token, wherever the padding is: (batch, tokens, width) -> (batch, width)."""
+    return hidden[torch.arange(len(hidden), device=hidden.device), mask.argmax(1)]
+
+
+def last_token(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The last real token, wherever the padding is: (batch, tokens, width) -> (batch, width)."""
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    return hidden[torch.arange(len(hidden), device=hidden.device), (mask * positions).argmax(1)]
+
+
+POOLINGS = {"mean": mean_pool, "cls": first_token, "last": last_token}
+
+
+class Head(nn.Module):
+    """Dropout and a linear layer, with one hidden ReLU layer in between when `hidden` > 0. Logits out."""
+
+    def __init__(self, width: int, hidden: int, outputs: int, dropout: float, generator: torch.Generator):
+        super().__init__()
+        sizes = [width, hidden, outputs] if hidden else [width, outputs]
+        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.dropout = nn.Dropout(dropout)
+        for linear in self.linears:
+            _initialise(linear, generator)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """pooled (batch, width) -> logits (batch, outputs)."""
+        for linear in self.linears[:-1]:
+            pooled = torch.relu(linear(self.dropout(pooled)))
+        return self.linears[-1](self.dropout(pooled))
+
+
+def _initialise(linear: nn.Linear, generator: torch.Generator) -> None:
+    """PyTorch's default for a linear layer, from a generator that is passed: same seed, same head at every depth."""
+    bound = 1 / math.sqrt(linear.in_features)
+    with torch.no_grad():
+        linear.weight.uniform_(-bound, bound, generator=generator)
+        linear.bias.uniform_(-bound, bound, generator=generator)
+
+
+class Classifier(nn.Module):
+    """A backbone, a pooling and a head. Its parameters are named backbone.* and head.*."""
+
+    def __init__(self, backbone: nn.Module, head: Head, pooling: str):
+        super().__init__()
+        self.backbone, self.head, self.pooling = backbone, head, pooling
+
+    def pool(self, **inputs: Tensor) -> Tensor:
+        """The head's input: (batch, width)."""
+        output = self.backbone(**inputs)
+        if self.pooling == "pooler":
+            return output.pooler_output
+        return POOLINGS[self.pooling](output.last_hidden_state, inputs["attention_mask"])
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """input_ids, attention_mask and where the model has them token_type_ids, all (batch, tokens) -> logits."""
+        return self.head(self.pool(**inputs))

@@ -1,0 +1,350 @@
+"""One trial, from configuration to record: the recipe, readable top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import torch
+import transformers
+from accelerate import Accelerator
+from torch import nn
+
+from finetune import __version__
+from finetune.config import KNOBS, RESULT, TrialConfig
+from finetune.data import TaskData, encode_split, limit_evaluation, load_task_data, padding_id, subset_train
+from finetune.data.batches import Collator
+from finetune.errors import ConfigError, Problem, TrialFailed, did_you_mean
+from finetune.evaluation import baseline, compute_metrics, default_metric, higher_is_better, metric_names
+from finetune.files import digest_of
+from finetune.freezing import FreezePlan, audit_gradients, frozen_digest, resolve_strategy
+from finetune.loop import Trainer, per_example_loss
+from finetune.models import Backbone, LayerStack, load_backbone, strip_unused_pooler
+from finetune.models.head import Classifier, Head
+from finetune.observer import Observer
+from finetune.randomness import stream_seed
+from finetune.results import SCHEMA, TrialRecord
+
+
+@dataclass(frozen=True)
+class ResolvedTrial:
+    """A configuration checked against its data and its backbone, with its ids."""
+
+    config: TrialConfig
+    data: TaskData
+    backbone: Backbone
+    strategy: Any
+    metric: str
+    processes: int = 1
+
+    @cached_property
+    def effective(self) -> dict[str, Any]:
+        """What decides the result: knobs that act on nothing are None, names are replaced by digests."""
+        knobs = {name: self.config.get(name) for name, knob in KNOBS.items() if knob.in_trial_id == RESULT}
+        knobs |= {"strategy": self.strategy.canonical, "freeze_depth": self.strategy.freeze_depth,
+                  "metric_for_best_model": self.metric}
+        knobs.pop("split_seed")  # the fingerprint holds the rows that it chose
+        if self.config.train_size is None:
+            knobs["subset_seed"] = None
+        if self.strategy.freeze_depth == self.backbone.num_layers:
+            knobs |= {"learning_rate": None, "layer_decay": None}
+        return {**knobs, "data": self.data.fingerprint, "model": self.backbone.digest, "processes": self.processes,
+                "schema": SCHEMA}
+
+    @property
+    def trial_id(self) -> str:
+        return digest_of(self.effective)
+
+    @property
+    def setting_id(self) -> str:
+        return digest_of({name: value for name, value in self.effective.items() if name != "seed"})
+
+    def describe(self) -> dict[str, Any]:
+        config, rows = self.config, {name: len(split) for name, split in self.data.splits.items()}
+        per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * self.processes
+        return {
+            "trial_id": self.trial_id, "setting_id": self.setting_id, "effective": self.effective,
+            "strategy": self.strategy.canonical, "freeze_depth": self.strategy.freeze_depth,
+            "num_layers": self.backbone.num_layers, "metric": self.metric, "task": self.data.task,
+            "metrics": metric_names(self.data.task, self.data.num_outputs), "rows": rows,
+            "notes": list(self.data.notes), "total_epochs": config.num_train_epochs,
+            "total_steps": config.num_train_epochs * -(-rows["train"] // per_step),
+        }
+
+
+@dataclass(frozen=True)
+class TrialOutcome:
+    record: TrialRecord  # without checksum: whoever publishes it seals it
+    predictions: dict[str, np.ndarray]
+
+
+def resolve_trial(config: TrialConfig, processes: int = 1) -> ResolvedTrial:
+    """Load data and backbone and check the configuration against them. Raises ConfigError with every problem."""
+    data = _rows(config)
+    backbone = load_backbone(config)
+    problems: list[Problem | str] = []
+    try:
+        strategy = resolve_strategy(config, backbone.num_layers)
+    except ConfigError as error:
+        strategy, problems = None, list(error.problems)
+    names = metric_names(data.task, data.num_outputs)
+    metric = config.metric_for_best_model or default_metric(data.task, data.num_outputs, data.glue_metric)
+    if metric not in names:
+        problems.append(Problem("metric_for_best_model", metric,
+                                f"allowed for this task: {', '.join(names)}{did_you_mean(metric, names)}"))
+    if config.pooling == "pooler" and not backbone.has_pretrained_pooler:
+        problems.append(Problem("pooling", "pooler", f"{backbone.name} has no pretrained pooler; allowed: mean, cls, last"))
+    if config.reinit_layers > backbone.num_layers:
+        problems.append(Problem("reinit_layers", config.reinit_layers, f"the model has {backbone.num_layers} layers"))
+    if problems:
+        raise ConfigError(problems)
+    return ResolvedTrial(config, data, backbone, strategy, metric, processes)
+
+
+def run_trial(config: TrialConfig, *, observer: Observer | None = None) -> TrialOutcome:
+    """Train, keep the best epoch on validation, test it once.
+
+    A trial that ran and failed (non-finite, leak, out of memory) has a record with state "failed"; a wrong
+    configuration, wrong data or a wrong environment raises.
+    """
+    started = time.monotonic()
+    accelerator = _accelerator(config)
+    resolved = resolve_trial(config, accelerator.num_processes)
+    observer = observer if observer is not None and accelerator.is_main_process else Observer()
+    run = _Run(resolved, accelerator, observer, started)
+    with _own_randomness(config.seed):
+        try:
+            outcome = run.train_and_test()
+        except TrialFailed as failure:
+            outcome = run.failed(failure.kind, str(failure))
+        except torch.OutOfMemoryError as error:
+            outcome = run.failed("out-of-memory", f"{str(error).splitlines()[0]} Use a smaller "
+                                 "per_device_train_batch_size with more gradient_accumulation_steps, or "
+                                 "gradient_checkpointing, or auto_micro_batch: true")
+    observer.finished(outcome.record, outcome.predictions)
+    return outcome
+
+
+class _Run:
+    """The state of one trial while it trains."""
+
+    def __init__(self, resolved: ResolvedTrial, accelerator: Accelerator, observer: Observer, started: float):
+        self.resolved, self.accelerator, self.observer, self.started = resolved, accelerator, observer, started
+        self.config, self.data = resolved.config, resolved.data
+        self.history: list[dict[str, Any]] = []
+        self.plans: list[dict[str, Any]] = []
+        self.cost: dict[str, float | None] = {"prefix_seconds": 0.0, "train_seconds": 0.0, "evaluation_seconds": 0.0}
+        self.parameters: dict[str, int] = {}
+        self.deepest: int | None = None
+
+    def train_and_test(self) -> TrialOutcome:
+        config = self.config
+        model = strip_unused_pooler(self.resolved.backbone.fresh_model(), config.pooling)
+        stack = LayerStack.discover(model)
+        generator = torch.Generator().manual_seed(stream_seed(config.seed, "head"))
+        head = Head(stack.width, config.head_size, self.data.num_outputs, config.head_dropout, generator)
+        classifier = Classifier(model, head, config.pooling).to(self.accelerator.device)
+        splits = self._encoded()
+        trainer = Trainer(
+            config, self.accelerator, classifier, splits["train"], self.data.task, self._class_weights(),
+            plan_at=lambda epoch: self._plan(stack, classifier, epoch), scales=lambda name: 1.0,
+        )
+        trainer.enter_epoch(1)
+        self._audit(trainer)
+        before = frozen_digest(classifier, trainer.plan)
+        self.cost["setup_seconds"] = time.monotonic() - self.started
+        self.observer.started(self.resolved.describe() | {"freeze_plan": self.plans, "parameters": self.parameters})
+        best, state = self._epochs(trainer, splits)
+        if frozen_digest(classifier, trainer.plan) != before:
+            raise TrialFailed("leak", "a frozen parameter changed during training")
+        return self._outcome(best, state, splits, trainer)
+
+    def _epochs(self, trainer: Trainer, splits: dict[str, Collator]) -> tuple[dict[str, Any], str]:
+        """Train every epoch; returns what the best one predicts, and whether the trial was pruned."""
+        best: dict[str, Any] = {}
+        for epoch in range(1, self.config.num_train_epochs + 1):
+            entry = self._epoch(trainer, splits, epoch)
+            self.history.append({key: value for key, value in entry.items() if key != "logits"})
+            if not best or self._better(entry, best):
+                best = {**entry, "weights": _trainable_state(trainer.classifier)}
+            self.last = entry
+            if self._verdict(epoch) != "continue":
+                return best, "pruned"
+        return best, "complete"
+
+    def _epoch(self, trainer: Trainer, splits: dict[str, Collator], epoch: int) -> dict[str, Any]:
+        began = time.monotonic()
+        train = trainer.train_epoch(epoch, self.observer.stepped)
+        trained = time.monotonic()
+        logits = trainer.logits(splits["validation"])
+        metrics = self._metrics(logits, "validation")
+        evaluated = time.monotonic()
+        self.cost["train_seconds"] += trained - began
+        self.cost["evaluation_seconds"] += evaluated - trained
+        return {"epoch": epoch, "train": train, "validation": metrics, "train_seconds": trained - began,
+                "evaluation_seconds": evaluated - trained, "trainable_parameters": self.plans[-1]["trainable_parameters"],
+                "logits": logits}
+
+    def _better(self, entry: dict[str, Any], best: dict[str, Any]) -> bool:
+        new, old = entry["validation"][self.resolved.metric], best["validation"][self.resolved.metric]
+        return new > old if higher_is_better(self.resolved.metric) else new < old
+
+    def _verdict(self, epoch: int) -> str:
+        verdict = [self.observer.epoch_ended(epoch, self.history[-1])]
+        if self.accelerator.num_processes > 1:
+            accelerate.utils.broadcast_object_list(verdict)
+        return verdict[0]
+
+    def _metrics(self, logits: np.ndarray, split: str) -> dict[str, float]:
+        return compute_metrics(self.data.task, logits, self.data.splits[split].labels)
+
+    def _encoded(self) -> dict[str, Collator]:
+        tokenizer = self.resolved.backbone.tokenizer
+        return {
+            name: Collator(encode_split(split, tokenizer, self.config.max_length), padding_id(tokenizer),
+                           tokenizer.padding_side)
+            for name, split in self.data.splits.items()
+        }
+
+    def _plan(self, stack: LayerStack, classifier: nn.Module, epoch: int) -> FreezePlan:
+        plan = self.resolved.strategy.plan(stack, classifier, epoch)
+        described = plan.describe(classifier)
+        if not self.plans or described["trainable"] != self.plans[-1]["trainable"]:
+            self.plans.append({"from_epoch": epoch, **described})
+            total = sum(p.numel() for p in classifier.parameters())
+            trainable = max(entry["trainable_parameters"] for entry in self.plans)
+            self.parameters = {"total": total, "trainable": trainable}
+        return plan
+
+    def _audit(self, trainer: Trainer) -> None:
+        """One forward and backward on real rows must reach no frozen parameter."""
+        trainer.classifier.eval()
+        device = self.accelerator.device
+        rows = np.arange(min(4, len(trainer.train.encoded)))
+        inputs = {name: tensor.to(device) for name, tensor in trainer.train(rows).items()}
+        loss = per_example_loss(self.data.task, trainer.classifier(**inputs), trainer.train.labels(rows).to(device))
+        loss.mean().backward()
+        report = audit_gradients(trainer.classifier, trainer.plan)
+        self.deepest = report.deepest_trainable_layer
+        trainer.classifier.zero_grad(set_to_none=True)
+
+    def _class_weights(self) -> torch.Tensor | None:
+        if self.config.class_weights == "none" or self.data.task != "classification":
+            return None
+        counts = np.bincount(self.data.splits["train"].labels, minlength=self.data.num_outputs)
+        weights = counts.sum() / (len(counts) * np.maximum(counts, 1))
+        return torch.tensor(weights, dtype=torch.float32, device=self.accelerator.device)
+
+    def _outcome(self, best: dict, state: str, splits: dict[str, Collator], trainer: Trainer) -> TrialOutcome:
+        """Test the best epoch once, and the last for comparison; a pruned trial is not tested."""
+        metrics, last = {"validation": best["validation"]}, {"validation": self.last["validation"]}
+        predictions = {"validation_logits": best["logits"]} | self._truth("validation")
+        if state == "complete":
+            began = time.monotonic()
+            last_logits = trainer.logits(splits["test"])
+            logits = last_logits
+            if best["epoch"] != self.last["epoch"]:
+                trainer.classifier.load_state_dict(best["weights"], strict=False)
+                logits = trainer.logits(splits["test"])
+            metrics["test"], last["test"] = self._metrics(logits, "test"), self._metrics(last_logits, "test")
+            predictions |= {"test_logits": logits} | self._truth("test")
+            self.cost["evaluation_seconds"] += time.monotonic() - began
+        record = self._record(state).model_copy(update={
+            "metrics": metrics, "last_epoch_metrics": last, "best_epoch": best["epoch"]})
+        return TrialOutcome(record, predictions)
+
+    def _truth(self, split: str) -> dict[str, np.ndarray]:
+        rows = self.data.splits[split]
+        return {f"{split}_labels": rows.labels, f"{split}_ids": rows.ids}
+
+    def failed(self, kind: str, message: str) -> TrialOutcome:
+        return TrialOutcome(self._record("failed").model_copy(update={"error": {"kind": kind, "message": message}}), {})
+
+    def _record(self, state: str) -> TrialRecord:
+        resolved, data = self.resolved, self.data
+        seen = len(data.splits["train"]) * len(self.history)
+        self.cost |= {"peak_memory_bytes": _peak_memory(self.accelerator.device),
+                      "examples_per_second": seen / self.cost["train_seconds"] if self.history else None}
+        return TrialRecord(
+            trial_id=resolved.trial_id, setting_id=resolved.setting_id, state=state, config=_recorded_config(resolved),
+            effective=resolved.effective, task=data.task, metric=resolved.metric,
+            num_layers=resolved.backbone.num_layers, parameters=self.parameters, deepest_trainable_layer=self.deepest,
+            freeze_plan=self.plans, baseline=baseline(data), history=self.history, cost=self.cost,
+            data={"name": data.name, "fingerprint": data.fingerprint, "label_names": data.label_names,
+                  "rows": {name: len(split) for name, split in data.splits.items()},
+                  "rejected": len(data.rejected), "notes": list(data.notes)},
+            environment=environment(self.accelerator),
+        )
+
+
+def _recorded_config(resolved: ResolvedTrial) -> dict[str, Any]:
+    return resolved.config.model_dump() | {"model_revision": resolved.backbone.revision}
+
+
+def _rows(config: TrialConfig) -> TaskData:
+    subset_seed = config.seed if config.subset_seed is None else config.subset_seed
+    data = load_task_data(config)
+    if config.train_size is not None:
+        data = subset_train(data, config.train_size, subset_seed)
+    return limit_evaluation(data, config.evaluation_size)
+
+
+def _accelerator(config: TrialConfig) -> Accelerator:
+    return Accelerator(mixed_precision=config.mixed_precision)
+
+
+def _trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@contextlib.contextmanager
+def _own_randomness(seed: int) -> Iterator[None]:
+    """Dropout knows only the global generators: seeded here, and put back as they were afterwards."""
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(stream_seed(seed, "dropout"))
+        yield
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Versions, device, threads, commit: recorded, not hashed."""
+    device = accelerator.device
+    return {
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "finetune": __version__,
+                     "transformers": transformers.__version__, "accelerate": accelerate.__version__,
+                     "numpy": np.__version__},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "device_type": device.type, "threads": torch.get_num_threads(), "processes": accelerator.num_processes,
+        "commit": _commit(), "host_cores": os.cpu_count(),
+    }
+
+
+@lru_cache(maxsize=1)
+def _commit() -> str | None:
+    """The commit of this checkout, where it is one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
