@@ -167,7 +167,7 @@ def _is_empty(table: Table, name: str) -> bool:
 def _is_textual(table: Table, name: str) -> bool:
     """Whether the values are strings that are not all numbers."""
     values = [value for value in _sample(table, name) if value is not None]
-    return any(isinstance(value, str) and not re.fullmatch(r"[-+.\d\s]*", value) for value in values)
+    return any(isinstance(value, str) and not re.fullmatch(r"\s*[-+.\d]+\s*", value) for value in values)
 
 
 def _mean_words(table: Table, name: str) -> float:

@@ -54,12 +54,20 @@ def _detect(payload: bytes) -> str | None:
     usable = [match for match in found if _decodes(payload, match.encoding)]
     if not usable:
         return None
-    best = usable[0]
-    for match in usable:
-        # Most non-UTF-8 files are cp1252, and where it explains the bytes as well as the best it is what was meant.
-        if match.encoding == "cp1252" and match.chaos <= best.chaos + 0.05 and match.coherence >= best.coherence - 0.03:
-            return "cp1252"
-    return best.encoding
+    return "cp1252" if _is_western(usable, telling) else usable[0].encoding
+
+
+def _is_western(matches: list, telling: bytes) -> bool:
+    """Whether cp1252 explains the bytes about as well as the best match: then it is what was meant, as on the web.
+
+    The detector prefers cp1250 (Central Europe), which differs in few letters, for much too little.
+    """
+    best = matches[0]
+    if _decodes(telling, "cp1252") and telling.decode("cp1252") == telling.decode(best.encoding):
+        return True
+    margin = 0.1 if best.encoding in ("cp1250", "iso8859_2") else 0.03
+    return any(match.encoding == "cp1252" and match.chaos <= best.chaos + 0.05
+               and match.coherence >= best.coherence - margin for match in matches)
 
 
 def _utf16_without_mark(payload: bytes) -> str | None:

@@ -70,7 +70,15 @@ def _quotes_are_plain(lines: Sequence[str]) -> bool:
     rows = [line.rstrip("\r\n").split("\t") for line in lines]
     width = len(rows[0])
     stray = any(field.startswith('"') and not _is_quoted(field) for row in rows for field in row)
-    return stray and sum(len(row) >= width for row in rows) >= _RAW_SHARE * len(rows)
+    return stray and sum(len(row) >= width for row in rows) >= _RAW_SHARE * len(rows) and not _parses(lines, width)
+
+
+def _parses(lines: Sequence[str], width: int) -> bool:
+    """Whether a strict reader finds `width` fields in every record, i.e. all quotes pair up."""
+    try:
+        return all(len(fields) == width for fields in csv.reader(lines, delimiter="\t", strict=True) if fields)
+    except csv.Error:
+        return False
 
 
 def _is_quoted(field: str) -> bool:

@@ -82,8 +82,8 @@ def label_space(
         return _named("multilabel", [member for row in rows for member in row], declared, note)
     _check_classes(labels)
     space = _named("classification", [label.value for label in labels], declared, note)
-    if len(space.names or ()) > max(100, FREE_TEXT * len(labels)):
-        raise DataError(f"the label column has {len(space.names or ())} different values in {len(labels)} rows; it looks "
+    if space.num_outputs > max(100, FREE_TEXT * len(labels)):
+        raise DataError(f"the label column has {space.num_outputs} different values in {len(labels)} rows; it looks "
                         "like free text or an id, not like a class; name another with label_column")
     return space
 

@@ -119,8 +119,8 @@ def _make_missing(
                                               seed=config.split_seed, taken=taken)
         why = (f"the source's {name} split has no labels ({unlabelled[name]} rows)" if name in unlabelled
                else "the source has none")
-        notes.append(f"{name} split carved from train: {len(splits[name])} of {of_rows} rows, stratified, by "
-                     f"split_seed {config.split_seed}; {why}")
+        notes.append(f"{name} split carved from train, since {why}: {len(splits[name])} of {of_rows} rows, stratified, "
+                     f"by split_seed {config.split_seed}, no text on both sides")
     return notes
 
 

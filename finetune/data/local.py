@@ -13,7 +13,7 @@ from finetune.data.display import plain
 from finetune.data.jsonfile import WHOLE
 from finetune.data.readers import SUFFIXES, is_data_file, read_file
 from finetune.data.source import Source
-from finetune.data.split_names import EXACT, meaning_of, without_shard
+from finetune.data.split_names import EXACT, choose_splits, meaning_of, without_shard
 from finetune.data.table import Table
 from finetune.errors import DataError, did_you_mean, shown
 
@@ -33,8 +33,9 @@ def open_local(path: Path, name: str, config_name: str | None = None) -> Source:
         raise DataError(f"dataset_config_name = {shown(config_name)}: a file has no configurations; leave it out")
     if not path.is_file():
         raise DataError(f"dataset_name = {shown(name)}: neither a regular file nor a folder")
-    tables = read_file(path, plain(path.name))
-    return Source(name, {split or "train": table for split, table in tables.items()})
+    source = Source(name, {})
+    source.tables = _by_meaning(read_file(path, plain(path.name)), source.notes)
+    return source
 
 
 def stamp(path: Path) -> list[Any]:
@@ -82,10 +83,20 @@ def _read_splits(folder: Path, notes: list[str]) -> dict[str, Table]:
     tables: dict[str, Table] = {}
     for split, members in _by_split(folder, files, notes).items():
         for file in members:
-            for part, table in read_file(file, plain(file.relative_to(folder))).items():
-                key = split if part == WHOLE else part
+            parts = _by_meaning(read_file(file, plain(file.relative_to(folder))), notes)
+            # A file that is divided itself says its splits; one that is not is of the split that its name says.
+            for key, table in ({split: parts["train"]} if len(parts) == 1 else parts).items():
                 tables[key] = _joined(tables[key], table) if key in tables else table
     return tables
+
+
+def _by_meaning(parts: dict[str, Table], notes: list[str]) -> dict[str, Table]:
+    """The tables of one file as train, validation and test."""
+    if list(parts) == [WHOLE]:
+        return {"train": parts[WHOLE]}
+    chosen, unused = choose_splits(list(parts))
+    notes += unused
+    return {split: parts[name] for split, name in chosen.items()}
 
 
 def _walk(folder: Path) -> Iterator[Path]:

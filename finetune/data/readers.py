@@ -38,7 +38,8 @@ def read_file(path: Path, source: str) -> dict[str, Table]:
     text, encoding = decode_text(payload, source)
     tables = _read_text(text, source, suffix)
     if not encoding.startswith("utf-8"):
-        next(iter(tables.values())).notes.append(f"{source}: read as {encoding}, which its bytes suggest")
+        next(iter(tables.values())).notes.append(f"{source}: read as {encoding}, which its bytes suggest; "
+                                               "if letters look wrong, save it as UTF-8")
     return tables
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import numpy as np
 
@@ -30,7 +30,7 @@ def row_count(size: int | float, rows: int, knob: str) -> int:
 
 
 def carve(
-    split: Split, task: Task, size: int | float, *, knob: str, of_rows: int, seed: int, taken: set[str] = frozenset()
+    split: Split, task: Task, size: int | float, *, knob: str, of_rows: int, seed: int, taken: Set[str] = frozenset()
 ) -> tuple[Split, Split]:
     """Divide `split` into (rest, carved), stratified by label (by quantile for regression).
 
@@ -48,14 +48,15 @@ def carve(
         by_stratum[strata[rows[0]]].append((key, rows))
     carved = _choose(list(by_stratum.values()), count, len(split), taken)
     if not 2 <= len(carved) <= len(split) - 2:
+        shared = len(taken & groups.keys())
         raise DataError(f"{knob} = {size}: a split of {count} rows cannot be made from {len(split)} rows of "
-                        f"{len(groups)} different texts")
+                        f"{len(groups)} different texts, of which {shared} are also in another split")
     inside = np.zeros(len(split), dtype=bool)
     inside[carved] = True
     return split.take(np.flatnonzero(~inside)), split.take(np.flatnonzero(inside))
 
 
-def _choose(strata: list[list[tuple[str, list[int]]]], count: int, total: int, taken: set[str]) -> list[int]:
+def _choose(strata: list[list[tuple[str, list[int]]]], count: int, total: int, taken: Set[str]) -> list[int]:
     """Rows of `count` in all, from each stratum in proportion to its size."""
     carved: list[int] = []
     leftover: list[list[int]] = []
