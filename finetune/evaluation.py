@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,9 @@ def _classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         metrics["f1"] = f1_score(labels, predicted, pos_label=1, zero_division=0)
     metrics["f1_macro"] = f1_score(labels, predicted, average="macro", zero_division=0)
     metrics["f1_weighted"] = f1_score(labels, predicted, average="weighted", zero_division=0)
-    metrics["matthews"] = matthews_corrcoef(labels, predicted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is one class only, where the coefficient is 0 by convention
+        metrics["matthews"] = matthews_corrcoef(labels, predicted)
     metrics["loss"] = np.mean(_log_sum_exp(logits) - logits[np.arange(len(labels)), labels])
     return metrics
 
