@@ -30,6 +30,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def cache_root() -> Path:
+    """Where what can be computed again is kept: $FINETUNE_CACHE, by default ~/.cache/finetune."""
+    return Path(os.environ.get("FINETUNE_CACHE") or "~/.cache/finetune").expanduser()
+
+
 @contextmanager
 def disk_errors(what: str, path: Path) -> Iterator[None]:
     """Turn a full or read-only disk into one sentence (exit 5)."""
