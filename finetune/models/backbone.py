@@ -1,0 +1,162 @@
+"""A pretrained backbone: its weights are read once per process, every trial gets a pristine copy."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from finetune.config import TrialConfig
+from finetune.errors import ConfigError, EnvironmentProblem, Problem
+from finetune.models.layers import TOP, LayerStack
+from finetune.models.sources import ModelFiles, Source, find_model
+
+UNSTATED_LENGTH = 10**9  # a tokenizer that states no limit says 1e30
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What `load_backbone` found. Treat `pristine` as read-only; train what `fresh_model` returns."""
+
+    name: str
+    source: Source
+    revision: str | None  # the hub's commit, also when none was asked for
+    digest: str  # sha256 over weights, config and tokenizer
+    tokenizer: Any
+    pristine: nn.Module
+    stack: LayerStack  # of `pristine`; `stack.rebind` and `stack.bind` give a copy's
+    has_pretrained_pooler: bool
+    takes_token_types: bool
+    max_tokens: int | None  # the longest input, None where positions are relative
+
+    @property
+    def num_layers(self) -> int:
+        return self.stack.num_layers
+
+    @property
+    def width(self) -> int:
+        return self.stack.width
+
+    def fresh_model(self) -> nn.Module:
+        """An independent copy with the pretrained weights, float32, everything trainable."""
+        return copy.deepcopy(self.pristine)
+
+
+def load_backbone(config: TrialConfig) -> Backbone:
+    """Find, check and read the backbone that `config` names; the same object again for the same name in one process.
+
+    Raises ConfigError (refused: remote code, pickled weights, no stack of layers) or EnvironmentProblem (not found).
+    """
+    return _load(config.model_name_or_path, config.model_revision, config.attn_implementation,
+                 config.trust_remote_code)
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, revision: str | None, attention: str | None, trust: bool) -> Backbone:
+    config = TrialConfig(model_name_or_path=name, model_revision=revision, attn_implementation=attention,
+                         trust_remote_code=trust)
+    files = find_model(config)
+    model_config = _read_config(files, config)
+    with _without_progress_bars():
+        model, missing = _read_weights(files, model_config, config)
+        tokenizer = _read_tokenizer(files, config)
+    stack = LayerStack.discover(model)
+    _require_weights(name, stack, missing)
+    return Backbone(
+        name=name, source=files.source, revision=files.revision, digest=files.digest(with_code=trust),
+        tokenizer=tokenizer, pristine=model, stack=stack,
+        has_pretrained_pooler=getattr(model, "pooler", None) is not None and not missing,
+        takes_token_types="token_type_ids" in inspect.signature(model.forward).parameters,
+        max_tokens=_max_tokens(tokenizer, model),
+    )
+
+
+def _read_config(files: ModelFiles, config: TrialConfig) -> transformers.PretrainedConfig:
+    raw, _ = transformers.PretrainedConfig.get_config_dict(files.folder)
+    known = raw.get("model_type") in transformers.CONFIG_MAPPING
+    if not known and "auto_map" in raw and not config.trust_remote_code:
+        raise ConfigError([Problem("trust_remote_code", False, f"{config.model_name_or_path} comes with its own "
+                                   "code, which would run with your rights; read it, then set trust_remote_code")])
+    if not known and "auto_map" not in raw:
+        raise ConfigError([Problem("model_name_or_path", config.model_name_or_path, "this version of transformers "
+                                   f"({transformers.__version__}) knows no model_type {raw.get('model_type')!r}")])
+    return transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=config.trust_remote_code)
+
+
+def _read_weights(
+    files: ModelFiles, model_config: transformers.PretrainedConfig, config: TrialConfig
+) -> tuple[nn.Module, set[str]]:
+    """The model in float32 and the names of the parameters that the files do not hold."""
+    kernel = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
+    files.weight_files()
+    try:
+        model, loading = _model_class(model_config).from_pretrained(
+            files.folder, config=model_config, dtype=torch.float32, use_safetensors=True, local_files_only=True,
+            trust_remote_code=config.trust_remote_code, output_loading_info=True, **kernel,
+        )
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        if kernel and "attn" in reason.lower():
+            raise ConfigError([Problem("attn_implementation", config.attn_implementation, reason)]) from error
+        raise EnvironmentProblem(f"the files of {config.model_name_or_path} in {files.folder} cannot be read: "
+                                 f"{reason}") from error
+    return model.eval(), set(loading["missing_keys"])
+
+
+def _model_class(model_config: transformers.PretrainedConfig) -> Any:
+    """AutoModel, or the encoder-only class that the folder was saved from: AutoModel would add a random decoder."""
+    names = model_config.architectures or []
+    saved_from = getattr(transformers, names[0], None) if names else None
+    return saved_from if saved_from and names[0].endswith("EncoderModel") else transformers.AutoModel
+
+
+def _read_tokenizer(files: ModelFiles, config: TrialConfig) -> Any:
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            files.folder, local_files_only=True, trust_remote_code=config.trust_remote_code
+        )
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise EnvironmentProblem(f"{config.model_name_or_path} has no usable tokenizer in {files.folder}: "
+                                 f"{reason}") from error
+
+
+def _require_weights(name: str, stack: LayerStack, missing: set[str]) -> None:
+    """Only the pooler may be missing: a checkpoint made for another task leaves it out."""
+    lacking = sorted(missing - set(stack.parts[TOP]))
+    if lacking:
+        raise EnvironmentProblem(f"the files of {name} hold no weights for {lacking[0]} (and {len(lacking) - 1} "
+                                 "more): it would start from random numbers")
+
+
+def _max_tokens(tokenizer: Any, model: nn.Module) -> int | None:
+    """The longest input that the tokenizer states and that a table of learned positions has rows for."""
+    stated = [tokenizer.model_max_length] if tokenizer.model_max_length < UNSTATED_LENGTH else []
+    positions = getattr(model.config, "max_position_embeddings", None) or 0
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)
+              and 0 < positions <= module.num_embeddings <= positions + 2]
+    # RoBERTa's first position is the one after the padding's.
+    rows = [min(positions, table.num_embeddings - (table.padding_idx or -1) - 1) for table in tables]
+    return min(stated + rows, default=None)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+        if shown:
+            transformers.utils.logging.enable_progress_bar()

@@ -1,0 +1,52 @@
+"""The pretrained pooler, and whether a pooling suits a backbone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from finetune.errors import ConfigError, Problem
+from finetune.models.probe import probe_inputs, watch_calls
+
+if TYPE_CHECKING:
+    from finetune.models.backbone import Backbone
+
+
+def strip_unused_pooler(model: nn.Module, pooling: str) -> None:
+    """Drop a pooler that `pooling` does not use, in place: it would count as trainable and never learn."""
+    if pooling == "pooler" or getattr(model, "pooler", None) is None:
+        return
+    model.pooler = None
+    try:
+        watch_calls(model, {}, probe_inputs(model))
+    except TypeError:  # a few models call their pooler without asking whether there is one
+        model.pooler = nn.Identity()
+
+
+def check_pooling(pooling: str, backbone: Backbone) -> list[Problem]:
+    """Why this pooling makes no sense for this backbone: at most one problem."""
+    if pooling == "pooler" and not backbone.has_pretrained_pooler:
+        return [_problem(pooling, f"{backbone.name} has no pretrained pooler; use mean or cls")]
+    if pooling == "cls" and backbone.stack.causal:
+        return [_problem(pooling, f"in {backbone.name} the first token does not see the text after it; "
+                                  "use last or mean")]
+    if pooling == "cls" and not _marks_first(backbone):
+        return [_problem(pooling, f"the tokenizer of {backbone.name} puts no special token first; use mean or last")]
+    return []
+
+
+def _problem(pooling: str, allowed: str) -> Problem:
+    return Problem("pooling", pooling, allowed)
+
+
+def _marks_first(backbone: Backbone) -> bool:
+    """Whether the tokenizer opens every text with a special token, such as [CLS] or <s>."""
+    tokens = backbone.tokenizer("a").input_ids
+    return bool(tokens) and tokens[0] in backbone.tokenizer.all_special_ids
+
+
+def require_pooling(pooling: str, backbone: Backbone) -> None:
+    """Raises ConfigError when `check_pooling` finds a problem."""
+    if problems := check_pooling(pooling, backbone):
+        raise ConfigError(problems)

@@ -1,0 +1,44 @@
+"""What happens to a fresh backbone before a head is put on it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from finetune.config import TrialConfig
+from finetune.errors import ConfigError, Problem
+from finetune.models.backbone import Backbone
+from finetune.models.layers import TOP, LayerStack, layer_part
+from finetune.models.poolers import require_pooling, strip_unused_pooler
+
+REINIT_STREAM = 0x5EED_1  # keeps re-initialisation apart from the seed's other uses
+
+
+def prepare_backbone(backbone: Backbone, config: TrialConfig) -> nn.Module:
+    """A fresh model without a pooler that `pooling` leaves unused, its top layers re-initialised where asked.
+
+    Raises ConfigError for a pooling that the backbone cannot give and for more layers than it has.
+    """
+    require_pooling(config.pooling, backbone)
+    model = backbone.fresh_model()
+    strip_unused_pooler(model, config.pooling)
+    if config.reinit_layers:
+        reinit_layers(backbone.stack.rebind(model), config.reinit_layers, config.seed)
+    return model
+
+
+def reinit_layers(stack: LayerStack, count: int, seed: int) -> None:
+    """Draw the top `count` layers and what follows them anew, with the model's own initialisation, in place.
+
+    Zhang et al. 2021 (arXiv:2006.05987). Raises ConfigError when there are fewer layers.
+    """
+    if count > stack.num_layers:
+        raise ConfigError([Problem("reinit_layers", count, f"allowed: 0 to {stack.num_layers}, the model has "
+                                                           f"{stack.num_layers} layers")])
+    parts = [*map(layer_part, range(stack.num_layers - count, stack.num_layers)), TOP]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed((seed << 20) ^ REINIT_STREAM)
+        for module in [inner for part in parts for outer in stack.modules[part] for inner in outer.modules()]:
+            for tensor in module.parameters(recurse=False):
+                tensor._is_hf_initialized = False  # transformers leaves tensors that bear its mark as they are
+            stack.model._init_weights(module)
