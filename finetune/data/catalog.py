@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+
+from finetune.data.readers import is_data_file
 
 BUNDLED = ("rotten_tomatoes_mini",)
 # Folders that `datasets` keeps for its file loaders, not for a hub data set.
@@ -21,19 +24,29 @@ def cached_datasets(*, prepared_only: bool = False) -> dict[str, list[str]]:
     """
     found: dict[str, set[str]] = {}
     if not prepared_only:
-        for folder in _folder("HF_HUB_CACHE", "hub").glob("datasets--*/snapshots"):
-            found[folder.parent.name.removeprefix("datasets--").replace("--", "/")] = set()
+        for folder in _folder("HF_HUB_CACHE", "hub").glob("datasets--*"):
+            hub_id = folder.name.removeprefix("datasets--").replace("--", "/")
+            if snapshot_folder(hub_id):
+                found[hub_id] = set()
     for info in _folder("HF_DATASETS_CACHE", "datasets").glob("*/*/*/*/dataset_info.json"):
-        folder, config = info.parts[-5], info.parts[-4]
+        folder = info.parts[-5]
         if folder not in _LOADERS:
-            found.setdefault(folder.replace("___", "/"), set()).add(config)
+            found.setdefault(folder.replace("___", "/"), set()).add(_configuration(info))
     return {name: sorted(configs) for name, configs in sorted(found.items())}
+
+
+def _configuration(info: Path) -> str:
+    """The configuration's name; the folder's name has the reading options behind it."""
+    try:
+        return str(json.loads(info.read_bytes())["config_name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return info.parts[-4]
 
 
 def snapshot_folder(hub_id: str) -> Path | None:
     """The newest downloaded copy of a data set's repository, if there is one."""
     place = _folder("HF_HUB_CACHE", "hub") / f"datasets--{hub_id.replace('/', '--')}" / "snapshots"
-    folders = [folder for folder in place.glob("*") if folder.is_dir()]
+    folders = [folder for folder in place.glob("*") if any(is_data_file(file) for file in folder.rglob("*"))]
     return max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
 
 

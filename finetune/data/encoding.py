@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from finetune.data.encoded_cache import cache_key, cached
 from finetune.data.task_data import Split
 from finetune.errors import DataError
+
+WORTH_KEEPING = 500  # rows; fewer are tokenized in less time than a look at the disk takes
 
 
 @dataclass(frozen=True)
@@ -43,18 +46,31 @@ def padding_id(tokenizer: Any) -> int:
 
 
 def encode_split(split: Split, tokenizer: Any, max_length: int) -> EncodedSplit:
-    """Tokenize; rows longer than `max_length` tokens are cut, pairs longest first."""
-    input_ids, types, truncated = _tokenize(split.texts, tokenizer, max_length)
-    lengths = np.array([len(row) for row in input_ids], dtype=np.int64)
+    """Tokenize; rows longer than `max_length` tokens are cut, pairs longest first. Kept on disk for the next trial.
+
+    Raises DataError for a row that has no tokens.
+    """
+    key = cache_key(split.texts, tokenizer, max_length) if len(split) >= WORTH_KEEPING else None
+    arrays = (cached(key, lambda: _tokenize(split.texts, tokenizer, max_length)) if key
+              else _tokenize(split.texts, tokenizer, max_length))
+    lengths = arrays["lengths"]
     if (lengths == 0).any():
         raise DataError(f"row {split.ids[int(lengths.argmin())]} has no tokens")
+    input_ids = _rows(arrays["input_ids"], lengths)
+    types = _rows(arrays["token_type_ids"], lengths) if "token_type_ids" in arrays else None
     return EncodedSplit(
         input_ids=input_ids, token_type_ids=types, labels=split.labels, ids=split.ids, lengths=lengths,
-        truncated_share=truncated / max(len(split), 1), fingerprint=_fingerprint(input_ids, types),
+        truncated_share=float(arrays["truncated"].mean()) if len(split) else 0.0,
+        fingerprint=_fingerprint(arrays),
     )
 
 
-def _tokenize(texts: list[tuple[str, ...]], tokenizer: Any, max_length: int):
+def _rows(flat: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    return np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
+
+
+def _tokenize(texts: list[tuple[str, ...]], tokenizer: Any, max_length: int) -> dict[str, np.ndarray]:
+    """lengths (rows,), truncated (rows,), and int32 input_ids and token_type_ids (if any) of all rows end to end."""
     has_types = "token_type_ids" in tokenizer.model_input_names
 
     def call(rows: list[tuple[str, ...]], **options: Any) -> dict[str, list[list[int]]]:
@@ -62,21 +78,21 @@ def _tokenize(texts: list[tuple[str, ...]], tokenizer: Any, max_length: int):
         return tokenizer([row[0] for row in rows], pairs, padding=False, verbose=False,
                          return_attention_mask=False, return_token_type_ids=has_types, **options)
 
-    if not texts:
-        return [], [] if has_types else None, 0
-    encoded = call(texts, truncation="longest_first", max_length=max_length)
-    full = [row for row, ids in enumerate(encoded["input_ids"]) if len(ids) >= max_length]
+    encoded = call(texts, truncation="longest_first", max_length=max_length) if texts else {"input_ids": []}
+    lengths = np.array([len(row) for row in encoded["input_ids"]], dtype=np.int64)
     # Not every tokenizer says what it cut, so rows that fill max_length are tokenized once more, uncut.
-    uncut = call([texts[row] for row in full], truncation=False)["input_ids"] if full else []
-    truncated = sum(len(ids) > max_length for ids in uncut)
-    types = [np.array(row, dtype=np.int32) for row in encoded["token_type_ids"]] if has_types else None
-    return [np.array(row, dtype=np.int32) for row in encoded["input_ids"]], types, truncated
+    full = np.flatnonzero(lengths >= max_length)
+    uncut = call([texts[row] for row in full], truncation=False)["input_ids"] if len(full) else []
+    truncated = np.zeros(len(texts), dtype=bool)
+    truncated[full] = [len(ids) > max_length for ids in uncut]
+    names = ["input_ids", "token_type_ids"] if has_types and texts else ["input_ids"]
+    flat = {name: np.array([i for row in encoded[name] for i in row], dtype=np.int32) for name in names}
+    return {"lengths": lengths, "truncated": truncated, **flat}
 
 
-def _fingerprint(input_ids: list[np.ndarray], types: list[np.ndarray] | None) -> str:
+def _fingerprint(arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
-    for rows in (input_ids, types or []):
-        digest.update(np.array([len(row) for row in rows], dtype=np.int64).tobytes())
-        for row in rows:
-            digest.update(row.tobytes())
+    for name in ("lengths", "input_ids", "token_type_ids"):
+        if name in arrays:
+            digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,11 @@ def open_hub(name: str, config_name: str | None = None, revision: str | None = N
     hub_id = "nyu-mll/glue" if name == "glue" else name
     task = glue.TASKS.get(config_name or "") if name in glue.NAMES else None
     with _offline_unless_reachable() as online:
-        content = _load(_place(hub_id, online), config_name, revision if online else None)
+        content = _load(_place(hub_id, online), name, config_name, revision if online else None, online)
     source = _as_source(content, name, config_name, only=task.validation if task else None)
-    if revision and not online:
-        source.notes.append(f"the hub cannot be reached: the local copy is used, not dataset_revision {revision}")
+    if not online:
+        asked = f", whatever dataset_revision = {revision} is" if revision else ""
+        source.notes.append(f"the hub cannot be reached: the newest local copy is used{asked}")
     if task:
         source.known = {"text": task.text, "label": ("label",), "reason": f"GLUE's own for {config_name}"}
         source.glue_metric = task.metric
@@ -68,14 +70,9 @@ def _place(hub_id: str, online: bool) -> str:
 
 def hub_configurations(name: str, revision: str | None = None) -> list[str]:
     """Configurations of a hub data set. Raises as `open_hub` does."""
-    import datasets
-
     hub_id = "nyu-mll/glue" if name == "glue" else name
-    with _offline_unless_reachable() as online:
-        if not online and hub_id in cached_datasets(prepared_only=True):
-            return cached_datasets()[hub_id]
-        with _hub_errors(name, None):
-            return list(datasets.get_dataset_config_names(_place(hub_id, online), revision=revision))
+    with _offline_unless_reachable() as online, _hub_errors(name):
+        return _configurations(_place(hub_id, online), revision, online)
 
 
 def search_hub(text: str, limit: int = 20) -> list[str]:
@@ -123,12 +120,14 @@ def _offline_unless_reachable() -> Iterator[bool]:
     from huggingface_hub import constants
 
     online = hub_is_reachable()
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE, datasets.logging.get_verbosity()
     constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = not online
+    datasets.logging.set_verbosity_error()
     try:
         yield online
     finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before[:2]
+        datasets.logging.set_verbosity(before[2])
 
 
 def _not_here(name: str) -> EnvironmentProblem:
@@ -140,42 +139,73 @@ def _not_here(name: str) -> EnvironmentProblem:
     )
 
 
-def _load(place: str, config_name: str | None, revision: str | None) -> dict[str, Any]:
+def _load(place: str, name: str, config_name: str | None, revision: str | None, online: bool) -> dict[str, Any]:
     """`datasets`' splits by name."""
-    import datasets
-
-    with _hub_errors(place, config_name):
-        builder = datasets.load_dataset_builder(place, config_name, revision=revision)
-        if hasattr(builder.config, "keep_default_na"):
-            # CSV files: without this the text "NA" would come back as None.
-            builder = datasets.load_dataset_builder(place, config_name, revision=revision, keep_default_na=False)
+    with _hub_errors(name):
+        try:
+            builder = _builder(place, config_name, revision, online)
+        except ValueError:
+            _check_configuration(name, config_name, _configurations(place, revision, online))
+            raise
         builder.download_and_prepare()
         return builder.as_dataset()
 
 
+def _builder(place: str, config_name: str | None, revision: str | None, online: bool) -> Any:
+    """With CSV files read so that the text "NA" stays text; offline as such a copy was made, or else as it is."""
+    import datasets
+
+    if not online:
+        with suppress(ValueError):
+            return datasets.load_dataset_builder(place, config_name, revision=revision, keep_default_na=False)
+    builder = datasets.load_dataset_builder(place, config_name, revision=revision)
+    if hasattr(builder.config, "keep_default_na"):
+        return datasets.load_dataset_builder(place, config_name, revision=revision, keep_default_na=False)
+    return builder
+
+
+def _configurations(place: str, revision: str | None, online: bool) -> list[str]:
+    import datasets
+
+    if not online and place in cached_datasets(prepared_only=True):
+        return cached_datasets()[place]
+    return list(datasets.get_dataset_config_names(place, revision=revision))
+
+
+def _check_configuration(name: str, config_name: str | None, available: list[str]) -> None:
+    """Raises DataError when the configuration is not there, or one has to be chosen."""
+    there = ", ".join(plain(config) for config in available)
+    if config_name is None and len(available) > 1:
+        raise DataError(f"dataset_name = {shown(name)}: choose a configuration with dataset_config_name: {there}")
+    if config_name is not None and config_name not in available:
+        raise DataError(f"dataset_config_name = {shown(config_name)}: the configurations of {name} are {there}"
+                        + did_you_mean(config_name, available))
+
+
 @contextmanager
-def _hub_errors(name: str, config_name: str | None) -> Iterator[None]:
+def _hub_errors(name: str) -> Iterator[None]:
     """Turn what `datasets` raises into one sentence."""
+    import datasets
     from datasets.exceptions import DatasetNotFoundError
 
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     try:
         yield
     except DatasetNotFoundError as error:
-        raise DataError(f"dataset_name = {shown(name)}: {plain(error, 200)}{_nearest(name)}") from error
-    except ValueError as error:
-        asked = f", dataset_config_name = {shown(config_name)}" if config_name else ""
-        raise DataError(f"dataset_name = {shown(name)}{asked}: {plain(error, 400)}") from error
-    except RuntimeError as error:
-        raise DataError(f"dataset_name = {shown(name)}: {plain(error, 200)}") from error
+        reason = plain(error, 200).rstrip(".")
+        raise DataError(f"dataset_name = {shown(name)}: {reason}{_nearest(name)}") from error
+    except (ValueError, RuntimeError) as error:
+        raise DataError(f"dataset_name = {shown(name)}: {plain(error, 300)}") from error
     except OSError as error:
         raise EnvironmentProblem(f"dataset_name = {shown(name)}: {plain(error, 200)}") from error
 
 
 def _nearest(name: str) -> str:
-    try:
-        return did_you_mean(name, [*BUNDLED, *cached_datasets(), *search_hub(name.rpartition("/")[2], 10)], 3)
-    except EnvironmentProblem:
-        return ""
+    known = [*BUNDLED, *cached_datasets()]
+    with suppress(EnvironmentProblem):
+        known += search_hub(name.rpartition("/")[2], 10)
+    return did_you_mean(name, dict.fromkeys(known), 3)
 
 
 def _as_source(content: dict[str, Any], name: str, config_name: str | None, only: str | None = None) -> Source:
