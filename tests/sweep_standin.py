@@ -3,13 +3,17 @@
 It offers the same two functions. `dataset_name` carries what shall happen, as a query string:
   seconds=0.05   per epoch       crash=2   the trial with this seed kills its process     hang=2   … sleeps for ever
   fail=2         … fails         nan=2     … fails as non-finite                          once=1   only the first time
+  environment=1  its variables go to OUTPUT_DIR/environment.log        stubborn=1   SIGTERM is ignored
+  child=1        a hanging trial has a child process of its own (OUTPUT_DIR/children.log)
 The accuracy of an epoch is a known function of the knobs. Every start is a line in OUTPUT_DIR/starts.log.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +75,10 @@ def run_trial(config: TrialConfig, *, observer: Observer) -> Outcome:
     resolved = resolve_trial(config)
     behaviour = dict(parse_qsl(config.dataset_name.partition("?")[2]))
     first = _note_start(config, resolved)
+    if behaviour.get("environment"):
+        names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+        with open(Path(config.output_dir) / "environment.log", "a") as file:
+            file.write(json.dumps({name: os.environ.get(name) for name in names}) + "\n")
     observer.started(resolved.describe())
     error = _misbehave(config, behaviour, first)
     history, state = [], "complete"
@@ -109,7 +117,13 @@ def _misbehave(config: TrialConfig, behaviour: dict[str, str], first: bool) -> d
     mine = str(config.seed)
     if behaviour.get("crash") == mine:
         os.kill(os.getpid(), signal.SIGKILL)
+    if behaviour.get("stubborn"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if behaviour.get("hang") == mine:
+        if behaviour.get("child"):
+            child = subprocess.Popen(["sleep", "1000"])
+            with open(Path(config.output_dir) / "children.log", "a") as file:
+                file.write(f"{child.pid}\n")
         time.sleep(1000)
     if behaviour.get("fail") == mine:
         return {"kind": "out-of-memory", "message": "8 GB were asked for"}

@@ -21,7 +21,7 @@ from finetune.sweep.board import Board, Running, label_of
 from finetune.sweep.live import View
 from finetune.sweep.plan import Description, Plan, SweepOptions
 from finetune.sweep.pool import Worker
-from finetune.sweep.search import Outcome, Search, Ticket
+from finetune.sweep.search import Outcome, Search, TakenOver, Ticket
 from finetune.sweep.team import Event, Team
 
 TICK = 0.5  # seconds between looks at clocks and at the queue when nothing happens
@@ -171,8 +171,9 @@ class Dispatcher:
         record = self.finished.get(ticket.trial_id or "")
         if record is None:
             return False
-        for epoch, value in outcome_of(record, self.plan.metric).curve.items():
-            self.search.report(ticket, epoch, value)
+        with contextlib.suppress(TakenOver):
+            for epoch, value in outcome_of(record, self.plan.metric).curve.items():
+                self.search.report(ticket, epoch, value)
         self._tell(ticket, record)
         return True
 
@@ -216,9 +217,19 @@ class Dispatcher:
     def _epoch(self, worker: Worker, assignment: Assignment, running: Running, entry: Mapping[str, Any]) -> None:
         value = entry.get("validation", {}).get(self.plan.metric)
         running.epoch, running.value = entry["epoch"], value
-        prune = value is not None and self.search.report(assignment.ticket, entry["epoch"], value)
+        try:
+            prune = value is not None and self.search.report(assignment.ticket, entry["epoch"], value)
+        except TakenOver:
+            self._drop(worker, assignment)
+            return
         if self.plan.ask_verdicts:
             worker.send("verdict", "prune" if prune else "continue")
+
+    def _drop(self, worker: Worker, assignment: Assignment) -> None:
+        """Another machine runs this trial: what is done here is for nothing."""
+        self._free(worker)
+        self.team.remove(worker)
+        self.view.say(f"{assignment.label}: another machine has taken this trial over; it is dropped here")
 
     def _resolved(self, event: Event, assignment: Assignment) -> None:
         """A drawn point turned out to be a trial, one that is known already, or none at all."""
@@ -309,7 +320,7 @@ class Dispatcher:
 
         published = self.search.storage.patiently(operation)
         if not published:
-            self.view.say(f"{assignment.label}: another machine has taken this trial over; our result is dropped")
+            self.view.say(f"{assignment.label}: another machine has taken this trial over; it is dropped here")
         return published
 
     def _tell(self, ticket: Ticket, record: TrialRecord) -> None:

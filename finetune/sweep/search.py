@@ -72,6 +72,10 @@ class Ticket:
         return self.trial._trial_id
 
 
+class TakenOver(Exception):
+    """Another machine holds this trial now: this one was silent for too long."""
+
+
 class Search:
     """One study. Raises EnvironmentProblem when its storage is gone."""
 
@@ -225,8 +229,14 @@ class Search:
     # -- while it runs ---------------------------------------------------------------------------------------------
 
     def report(self, ticket: Ticket, epoch: int, value: float) -> bool:
-        """Note the metric after an epoch (from 1). True: hyperband ends the trial here."""
-        return self.storage.patiently(lambda: self._report(ticket, epoch, value))
+        """Note the metric after an epoch (from 1). True: hyperband ends the trial here.
+
+        Raises TakenOver when another machine has given this one up.
+        """
+        try:
+            return self.storage.patiently(lambda: self._report(ticket, epoch, value))
+        except optuna.exceptions.UpdateFinishedTrialError as error:
+            raise TakenOver(ticket.trial_id) from error
 
     def _report(self, ticket: Ticket, epoch: int, value: float) -> bool:
         self.storage.optuna.set_trial_intermediate_value(ticket.key, epoch, value)
@@ -268,16 +278,13 @@ class Search:
     def pruned(self, ticket: Ticket, value: float | None) -> None:
         """W&B's search learns from stopped runs too; Optuna's Gaussian process only from complete ones."""
         if self.spec.method == "bayes" and value is not None:
-            self.storage.patiently(lambda: ticket.trial.set_user_attr("pruned", True))
-            self._tell(ticket, TrialState.COMPLETE, value)
+            self._tell(ticket, TrialState.COMPLETE, value, pruned=True)
         else:
             self._tell(ticket, TrialState.PRUNED, None)
 
     def failed(self, ticket: Ticket, reason: str) -> None:
         """Given up for good (until the sweep is started again)."""
-        self.storage.patiently(lambda: self.storage.optuna.set_trial_user_attr(ticket.key, "final", True))
-        self.storage.patiently(lambda: self.storage.optuna.set_trial_user_attr(ticket.key, "reason", reason[:2000]))
-        self._tell(ticket, TrialState.FAIL, None)
+        self._tell(ticket, TrialState.FAIL, None, final=True, reason=reason[:2000])
 
     def release(self, ticket: Ticket) -> None:
         """Back into the queue, for the next coordinator."""
@@ -294,10 +301,11 @@ class Search:
         """A drawn point that repeats a trial which is already running or done."""
         self._tell(ticket, TrialState.FAIL, None)
 
-    def _tell(self, ticket: Ticket, state: TrialState, value: float | None) -> None:
+    def _tell(self, ticket: Ticket, state: TrialState, value: float | None, **attributes: Any) -> None:
         def operation() -> None:
             try:
-                self.storage.optuna.set_trial_user_attr(ticket.key, "owner", self._owner)
+                for name, content in {"owner": self._owner, **attributes}.items():
+                    self.storage.optuna.set_trial_user_attr(ticket.key, name, content)
                 self.storage.optuna.set_trial_state_values(ticket.key, state, None if value is None else [value])
             except optuna.exceptions.UpdateFinishedTrialError:
                 logging.getLogger(__name__).debug("trial %d was told already", ticket.number)

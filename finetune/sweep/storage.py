@@ -26,7 +26,6 @@ T = TypeVar("T")
 
 STUDY_FILE = "study.db"
 _LOCK_SPACE = 0x46_54_53_57  # first key of our advisory locks: "FTSW"
-_DEAD_AFTER = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
 _CONNECTION_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
 
 
@@ -57,7 +56,7 @@ class StudyStorage:
                 _with_driver(url), heartbeat_interval=max(1, int(self.heartbeat_seconds)),
                 grace_period=max(1, int(self.grace)),
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True),
-                engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}},
+                engine_kwargs={"pool_pre_ping": True, "connect_args": self._connect_arguments()},
             )
 
     def _open_sqlite(self, path: Path) -> RDBStorage:
@@ -81,7 +80,7 @@ class StudyStorage:
         try:
             engine = sqlalchemy.create_engine(
                 _with_driver(url), pool_pre_ping=True,
-                connect_args={"connect_timeout": 10, "options": _DEAD_AFTER},
+                connect_args=self._connect_arguments(),
             )
             with engine.connect():
                 return engine
@@ -90,6 +89,11 @@ class StudyStorage:
                                      "'stellar-finetuning[postgresql]'") from error
         except _CONNECTION_ERRORS as error:
             raise _environment_problem(self.where, error) from error
+
+    def _connect_arguments(self) -> dict[str, Any]:
+        """The server ends the transactions of a machine that is dead or frozen: its locks must not hold up the rest."""
+        return {"connect_timeout": 10, "options": f"-c idle_in_transaction_session_timeout={int(1000 * self.grace)} "
+                "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"}
 
     def alone(self, key: int) -> Any:
         """Context: no other coordinator is in `alone` or `together` with this key. Waits."""
@@ -116,11 +120,12 @@ class StudyStorage:
 
         Raises EnvironmentProblem when the storage stays away, or at once for SQLite (a full disk does not heal).
         """
-        deadline, pause = time.monotonic() + self.grace, 0.1
+        deadline, pause = None, 0.1
         while True:
             try:
                 return operation()
             except _CONNECTION_ERRORS as error:
+                deadline = deadline or time.monotonic() + self.grace  # from here: this machine may have been frozen
                 if not self.shared or time.monotonic() > deadline:
                     raise _environment_problem(self.where, error) from error
                 time.sleep(pause)
