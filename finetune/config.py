@@ -85,7 +85,8 @@ class TrialConfig(BaseModel):
     weight_decay: float = knob(
         0.01, "AdamW's decoupled weight decay, not applied to biases and norms", group="optimization", ge=0, le=10
     )
-    num_train_epochs: int = knob(3, "passes over the training rows", group="optimization", unit="epochs", ge=1, le=10000)
+    num_train_epochs: int = knob(3, "passes over the training rows", group="optimization", unit="epochs", ge=1,
+                                 le=10000)
     per_device_train_batch_size: int = knob(
         16, "training rows per process and step", group="optimization", unit="rows", ge=1, le=65536
     )

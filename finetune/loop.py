@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from torch.nn import functional
 from finetune.config import TrialConfig
 from finetune.data.batches import Collator, evaluation_batches, padding_share, shares, to_device, training_batches
 from finetune.errors import TrialFailed
-from finetune.freezing import FreezePlan
+from finetune.freezing import FreezePlan, Moment, Strategy, frozen_digest, layer_scales, part_gradient_norms
+from finetune.models import LayerStack
 from finetune.schedule import carry_state, make_optimizer, set_learning_rates
 
 REPORT_EVERY_SECONDS = 0.5
@@ -36,60 +37,85 @@ def per_example_loss(task: str, logits: Tensor, labels: Tensor, weights: Tensor 
 
 @dataclass
 class Trainer:
-    """What one trial trains. `plan_at(epoch)` says what trains in an epoch; `scales(name)` is layer-wise decay."""
+    """What one trial trains, and the state of its training."""
 
     config: TrialConfig
     accelerator: Accelerator
     classifier: nn.Module
+    stack: LayerStack  # bound to the classifier
+    strategy: Strategy
     train: Collator
     task: str
-    class_weights: Tensor | None
-    plan_at: Callable[[int], FreezePlan]
-    scales: Callable[[str], float]
+    class_weights: Tensor | None = None
+    step: int = 0  # optimizer steps done
     plan: FreezePlan | None = None
+    phases: list[FreezePlan] = field(default_factory=list)  # every plan so far, in order
     optimizer: torch.optim.Optimizer | None = None
     model: nn.Module | None = None  # the classifier as Accelerate wrapped it for the present plan
-    step: int = 0
+    gradient_norms: list[dict[str, float]] = field(default_factory=list)  # per finished epoch, where a strategy asks
 
     def __post_init__(self) -> None:
-        self._born: dict[str, int] = {}
+        self._born: dict[str, int] = {}  # parameter -> the step at which it began to train
+        self._phase: Hashable = None
+        self._frozen: str = ""
+        self._scales = layer_scales(self.stack, self.config.layer_decay)
 
     @property
     def rows_per_step(self) -> int:
-        config = self.config
-        return config.per_device_train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+        return self._global_batch * self.config.gradient_accumulation_steps
+
+    @property
+    def _global_batch(self) -> int:
+        return self.config.per_device_train_batch_size * self.accelerator.num_processes
 
     @property
     def total_steps(self) -> int:
         return self.config.num_train_epochs * math.ceil(len(self.train.encoded) / self.rows_per_step)
 
-    def enter_epoch(self, epoch: int) -> None:
-        """Apply the epoch's plan; where it differs from the last, wrap the model and build the optimizer anew."""
-        plan = self.plan_at(epoch)
-        if self.plan is None or plan.trainable != self.plan.trainable:
-            plan.apply(self.classifier)
-            self._born = {name: self._born.get(name, self.step) for name in plan.trainable}
-            optimizer = make_optimizer(self.classifier, self.config, self._born, self.scales)
-            carry_state(self.optimizer, optimizer)
-            self.optimizer = optimizer
-            # Wrapped anew for each plan: DDP registers its gradient hooks on what trains when it is built.
-            self.model = self.accelerator.prepare_model(self.classifier)
-        self.plan = plan
+    def enter(self, epoch: int) -> None:
+        """Before every step: where the strategy's phase has changed, plan, wrap and build the optimizer anew."""
+        moment = Moment(epoch, self.step, self.config.num_train_epochs, self.total_steps, self.config.seed,
+                        tuple(self.gradient_norms))
+        phase = self.strategy.phase(moment)
+        if self.plan is not None and phase == self._phase:
+            return
+        self.check_frozen()
+        self._phase, self.plan = phase, self.strategy.plan(self.stack, moment)
+        self.phases.append(self.plan)
+        self.plan.apply(self.classifier)
+        self._frozen = frozen_digest(self.classifier, self.plan)
+        self._born = {name: self._born.get(name, self.step) for name in self.plan.trainable}
+        optimizer = make_optimizer(self.classifier, self.config, self._born, self._scales)
+        carry_state(self.optimizer, optimizer)
+        self.optimizer = optimizer
+        # Wrapped anew for each plan: DDP registers its gradient hooks on what trains when it is built.
+        self.model = self.accelerator.prepare_model(self.classifier)
+
+    def check_frozen(self) -> None:
+        """Raises TrialFailed("leak") when a parameter that the present plan freezes has changed since it began."""
+        if self.plan is not None and frozen_digest(self.classifier, self.plan) != self._frozen:
+            raise TrialFailed("leak", "a frozen parameter changed during training")
 
     def train_epoch(self, epoch: int, report: Callable[[int, int, float], None]) -> dict[str, float]:
         """One pass; returns loss (mean per example as trained), learning_rate, padding_share."""
-        self.enter_epoch(epoch)
-        self.classifier.train()
-        self.plan.apply(self.classifier)
-        batches = training_batches(self.train.encoded.lengths, self._global_batch, self.config.seed, epoch)
-        loss_sum = torch.zeros((), device=self.accelerator.device, dtype=torch.float64)
+        self.enter(epoch)
+        config, accelerator, first = self.config, self.accelerator, self.step
+        batches = training_batches(self.train.encoded.lengths, self._global_batch, config.seed, epoch)
+        loss_sum = torch.zeros((), device=accelerator.device, dtype=torch.float64)
         reported = time.monotonic()
-        for window in _windows(batches, self.config.gradient_accumulation_steps):
-            loss_sum += self._step(window)
+        norms: dict[str, float] = {}
+        for window in _windows(batches, config.gradient_accumulation_steps):
+            self.enter(epoch)
+            self.classifier.train()
+            self.plan.apply(self.classifier)
+            loss_sum += self._step(window, norms)
             if time.monotonic() - reported > REPORT_EVERY_SECONDS:
                 reported = time.monotonic()
-                report(self.step, self.total_steps, float(loss_sum))
-        total = float(self.accelerator.reduce(loss_sum, "sum"))
+                done = sum(len(rows) for rows in batches[:(self.step - first) * config.gradient_accumulation_steps])
+                report(self.step, self.total_steps, float(loss_sum) * accelerator.num_processes / done)
+        if self.strategy.needs_gradient_norms:
+            self.gradient_norms.append(norms)
+        total = float(accelerator.reduce(loss_sum, "sum"))
         rows = len(self.train.encoded)
         if not math.isfinite(total):
             raise TrialFailed("non-finite", f"the training loss is {total / rows} in epoch {epoch}; "
@@ -97,11 +123,7 @@ class Trainer:
         return {"loss": total / rows, "learning_rate": self.optimizer.param_groups[0]["lr"],
                 "padding_share": padding_share(self.train.encoded.lengths, batches)}
 
-    @property
-    def _global_batch(self) -> int:
-        return self.config.per_device_train_batch_size * self.accelerator.num_processes
-
-    def _step(self, window: list[np.ndarray]) -> Tensor:
+    def _step(self, window: list[np.ndarray], norms: dict[str, float]) -> Tensor:
         """One optimizer step over the micro-batches of a window; returns this process's summed loss."""
         config, accelerator = self.config, self.accelerator
         set_learning_rates(self.optimizer, config, self.step, self.total_steps)
@@ -115,6 +137,9 @@ class Trainer:
                 # Ranks average their gradients, so each scales its sum up by their number.
                 accelerator.backward(loss * accelerator.num_processes / rows_in_window)
             loss_sum += loss.detach().double()
+        if self.strategy.needs_gradient_norms:
+            for part, norm in part_gradient_norms(self.stack).items():
+                norms[part] = norms.get(part, 0.0) + norm
         if config.max_grad_norm:
             trained = [p for group in self.optimizer.param_groups for p in group["params"]]
             accelerator.clip_grad_norm_(trained, config.max_grad_norm)

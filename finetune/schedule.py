@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ def shape(config: TrialConfig, step: int, total_steps: int) -> float:
 
 
 def make_optimizer(
-    model: nn.Module, config: TrialConfig, born: Mapping[str, int], scales: Callable[[str], float]
+    model: nn.Module, config: TrialConfig, born: Mapping[str, int], scales: Mapping[str, float]
 ) -> torch.optim.AdamW:
     """AdamW over the parameters named in `born` (name -> step at which it began to train); nothing else is in it.
 
@@ -36,7 +36,7 @@ def make_optimizer(
     groups: dict[tuple, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if name in born:
-            peak = config.head_learning_rate if name.startswith("head.") else config.learning_rate * scales(name)
+            peak = config.head_learning_rate if name.startswith("head.") else config.learning_rate * scales[name]
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((peak, decay, born[name]), []).append(parameter)
     constants = config.optimizer

@@ -29,9 +29,9 @@ from finetune.data.batches import Collator
 from finetune.errors import ConfigError, Problem, TrialFailed, did_you_mean
 from finetune.evaluation import baseline, compute_metrics, default_metric, higher_is_better, metric_names
 from finetune.files import digest_of
-from finetune.freezing import FreezePlan, audit_gradients, frozen_digest, resolve_strategy
+from finetune.freezing import audit_gradients, resolve_strategy
 from finetune.loop import Trainer, per_example_loss
-from finetune.models import Backbone, LayerStack, load_backbone, strip_unused_pooler
+from finetune.models import Backbone, check_pooling, load_backbone, strip_unused_pooler
 from finetune.models.head import Classifier, Head
 from finetune.observer import Observer
 from finetune.randomness import stream_seed
@@ -104,8 +104,7 @@ def resolve_trial(config: TrialConfig, processes: int = 1) -> ResolvedTrial:
     if metric not in names:
         problems.append(Problem("metric_for_best_model", metric,
                                 f"allowed for this task: {', '.join(names)}{did_you_mean(metric, names)}"))
-    if config.pooling == "pooler" and not backbone.has_pretrained_pooler:
-        problems.append(Problem("pooling", "pooler", f"{backbone.name} has no pretrained pooler; allowed: mean, cls, last"))
+    problems += check_pooling(config.pooling, backbone)
     if config.reinit_layers > backbone.num_layers:
         problems.append(Problem("reinit_layers", config.reinit_layers, f"the model has {backbone.num_layers} layers"))
     if problems:
@@ -144,31 +143,29 @@ class _Run:
         self.resolved, self.accelerator, self.observer, self.started = resolved, accelerator, observer, started
         self.config, self.data = resolved.config, resolved.data
         self.history: list[dict[str, Any]] = []
-        self.plans: list[dict[str, Any]] = []
+        self.trainer: Trainer | None = None
         self.cost: dict[str, float | None] = {"prefix_seconds": 0.0, "train_seconds": 0.0, "evaluation_seconds": 0.0}
-        self.parameters: dict[str, int] = {}
         self.deepest: int | None = None
 
     def train_and_test(self) -> TrialOutcome:
         config = self.config
-        model = strip_unused_pooler(self.resolved.backbone.fresh_model(), config.pooling)
-        stack = LayerStack.discover(model)
+        model = self.resolved.backbone.fresh_model()
+        strip_unused_pooler(model, config.pooling)
         generator = torch.Generator().manual_seed(stream_seed(config.seed, "head"))
-        head = Head(stack.width, config.head_size, self.data.num_outputs, config.head_dropout, generator)
+        head = Head(self.resolved.backbone.width, config.head_size, self.data.num_outputs, config.head_dropout,
+                    generator)
         classifier = Classifier(model, head, config.pooling).to(self.accelerator.device)
         splits = self._encoded()
-        trainer = Trainer(
-            config, self.accelerator, classifier, splits["train"], self.data.task, self._class_weights(),
-            plan_at=lambda epoch: self._plan(stack, classifier, epoch), scales=lambda name: 1.0,
+        trainer = self.trainer = Trainer(
+            config, self.accelerator, classifier, self.resolved.backbone.stack.bind(classifier),
+            self.resolved.strategy, splits["train"], self.data.task, self._class_weights(),
         )
-        trainer.enter_epoch(1)
+        trainer.enter(epoch=1)
         self._audit(trainer)
-        before = frozen_digest(classifier, trainer.plan)
         self.cost["setup_seconds"] = time.monotonic() - self.started
-        self.observer.started(self.resolved.describe() | {"freeze_plan": self.plans, "parameters": self.parameters})
+        self.observer.started(self.resolved.describe() | self._frozen_and_trained())
         best, state = self._epochs(trainer, splits)
-        if frozen_digest(classifier, trainer.plan) != before:
-            raise TrialFailed("leak", "a frozen parameter changed during training")
+        trainer.check_frozen()
         return self._outcome(best, state, splits, trainer)
 
     def _epochs(self, trainer: Trainer, splits: dict[str, Collator]) -> tuple[dict[str, Any], str]:
@@ -194,8 +191,8 @@ class _Run:
         self.cost["train_seconds"] += trained - began
         self.cost["evaluation_seconds"] += evaluated - trained
         return {"epoch": epoch, "train": train, "validation": metrics, "train_seconds": trained - began,
-                "evaluation_seconds": evaluated - trained, "trainable_parameters": self.plans[-1]["trainable_parameters"],
-                "logits": logits}
+                "evaluation_seconds": evaluated - trained,
+                "trainable_parameters": trainer.plan.trainable_parameters, "logits": logits}
 
     def _better(self, entry: dict[str, Any], best: dict[str, Any]) -> bool:
         new, old = entry["validation"][self.resolved.metric], best["validation"][self.resolved.metric]
@@ -218,15 +215,14 @@ class _Run:
             for name, split in self.data.splits.items()
         }
 
-    def _plan(self, stack: LayerStack, classifier: nn.Module, epoch: int) -> FreezePlan:
-        plan = self.resolved.strategy.plan(stack, classifier, epoch)
-        described = plan.describe(classifier)
-        if not self.plans or described["trainable"] != self.plans[-1]["trainable"]:
-            self.plans.append({"from_epoch": epoch, **described})
-            total = sum(p.numel() for p in classifier.parameters())
-            trainable = max(entry["trainable_parameters"] for entry in self.plans)
-            self.parameters = {"total": total, "trainable": trainable}
-        return plan
+    def _frozen_and_trained(self) -> dict[str, Any]:
+        """The record's freeze_plan and parameters; trainable is the most that trained in any phase."""
+        phases = [plan.describe() for plan in self.trainer.phases] if self.trainer else []
+        if not phases:
+            return {"freeze_plan": [], "parameters": {}}
+        trainable = max(phase["trainable_parameters"] for phase in phases)
+        return {"freeze_plan": phases,
+                "parameters": {"total": phases[0]["total_parameters"], "trainable": trainable}}
 
     def _audit(self, trainer: Trainer) -> None:
         """One forward and backward on real rows must reach no frozen parameter."""
@@ -236,7 +232,7 @@ class _Run:
         inputs = {name: tensor.to(device) for name, tensor in trainer.train(rows).items()}
         loss = per_example_loss(self.data.task, trainer.classifier(**inputs), trainer.train.labels(rows).to(device))
         loss.mean().backward()
-        report = audit_gradients(trainer.classifier, trainer.plan)
+        report = audit_gradients(trainer.classifier, trainer.plan, trainer.stack)
         self.deepest = report.deepest_trainable_layer
         trainer.classifier.zero_grad(set_to_none=True)
 
@@ -280,8 +276,8 @@ class _Run:
         return TrialRecord(
             trial_id=resolved.trial_id, setting_id=resolved.setting_id, state=state, config=_recorded_config(resolved),
             effective=resolved.effective, task=data.task, metric=resolved.metric,
-            num_layers=resolved.backbone.num_layers, parameters=self.parameters, deepest_trainable_layer=self.deepest,
-            freeze_plan=self.plans, baseline=baseline(data), history=self.history, cost=self.cost,
+            num_layers=resolved.backbone.num_layers, deepest_trainable_layer=self.deepest, **self._frozen_and_trained(),
+            baseline=baseline(data), history=self.history, cost=self.cost,
             data={"name": data.name, "fingerprint": data.fingerprint, "label_names": data.label_names,
                   "rows": {name: len(split) for name, split in data.splits.items()},
                   "rejected": len(data.rejected), "notes": list(data.notes)},

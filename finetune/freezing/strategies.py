@@ -1,76 +1,70 @@
-"""The strategies' language: one flat W&B parameter says which parameters train in which epoch.
-
-What a training loop does with it, and nothing else is needed:
+"""Which parameters train when: what a training loop needs of a strategy.
 
     strategy = resolve_strategy(config, backbone.num_layers)
+    stack = prepare_backbone(backbone, config, strategy)      # stack.model is the fresh, adapted backbone
+    classifier = Classifier(stack.model, head, config.pooling)
+    stack = stack.bind(classifier)
     moment = Moment(epoch=1, step=0, total_epochs=…, total_steps=…, seed=config.seed)
-    phase = strategy.phase(moment)                 # a small hashable value, cheap enough to ask before every step
-    plan = strategy.plan(stack, moment)            # `stack` is bound to the classifier
+    phase, plan = strategy.phase(moment), strategy.plan(stack, moment)
+    plan.apply(classifier)                                    # again after every classifier.train()
     …
-    if (now := strategy.phase(moment)) != phase:   # only then can the plan differ
-        phase, plan = now, strategy.plan(stack, moment)
-        plan.apply(classifier)                     # fresh optimizer state for plan.trainable - old.trainable
+    if (now := strategy.phase(moment)) != phase:              # cheap enough to ask before every step;
+        phase, plan = now, strategy.plan(stack, moment)       # only then can the plan differ (plan.trainable says)
 
 A plan is a function of the stack and the moment alone, so that every process makes the same one and a resumed trial
-makes it again. What a strategy has to learn from training is in the moment: `gradient_norms`, one mapping
-{part: norm} per finished epoch, is filled where `strategy.needs_gradient_norms`.
+makes it again. What a strategy has to learn from training is in the moment: where `strategy.needs_gradient_norms`,
+`gradient_norms` holds one mapping {part: norm} per finished epoch (the mean of `part_gradient_norms` over its steps).
 
-Adding a strategy: one function that returns the names to train, `@strategy(...)` above it, one test.
-The head always trains and needs no mention.
+The strategies themselves are in rules.py, how they are written in language.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from finetune.config import TrialConfig
 from finetune.errors import ConfigError, Problem
+from finetune.freezing.language import FORMS, Form, Limits, Moment, parse, spell
 from finetune.freezing.plan import FreezePlan
 
+import_module("finetune.freezing.rules")  # registers every strategy
+
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from finetune.models.layers import LayerStack
 
-
-@dataclass(frozen=True)
-class Moment:
-    """Where training stands. `step` optimizer steps are done; `epoch` (from 1) is under way or about to begin."""
-
-    epoch: int
-    step: int
-    total_epochs: int
-    total_steps: int
-    seed: int
-    gradient_norms: tuple[Mapping[str, float], ...] = ()
+__all__ = ["Moment", "Strategy", "resolve_strategy"]
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A rule, ready to make plans."""
+    """A form of the language with its arguments, ready to make plans."""
 
+    form: Form
+    arguments: tuple
     canonical: str  # one spelling per meaning: prefix:0 is full, prefix:L is head_only
     freeze_depth: int | None  # where it is the same as one
-    rule: Callable[[LayerStack, Moment], frozenset[str]]
-    phase_of: Callable[[Moment], Hashable]
-    frozen_dropout: bool = False
-    needs_gradient_norms: bool = False
+    frozen_dropout: bool
+
+    @property
+    def needs_gradient_norms(self) -> bool:
+        return self.form.needs_gradient_norms
 
     def phase(self, moment: Moment) -> Hashable:
         """Equal phases have equal plans."""
-        return self.phase_of(moment)
+        return self.form.phase(moment, *self.arguments)
 
     def plan(self, stack: LayerStack, moment: Moment) -> FreezePlan:
-        return FreezePlan.build(stack, self.rule(stack, moment), from_epoch=moment.epoch,
-                                frozen_dropout=self.frozen_dropout)
+        """What trains from this moment on. Raises ConfigError when the rule finds nothing in this model."""
+        trainable = self.form.rule(stack, moment, *self.arguments)
+        return FreezePlan.build(stack, trainable, from_epoch=moment.epoch, frozen_dropout=self.frozen_dropout)
 
-
-def depth_names(stack: LayerStack, depth: int) -> frozenset[str]:
-    """What trains at a freeze_depth."""
-    if depth == stack.num_layers:
-        return frozenset()
-    above = stack.layer_names(range(max(depth, 0), stack.num_layers)) | stack.names("top")
-    return above | stack.names("embeddings") if depth == 0 else above
+    def adapt(self, stack: LayerStack, seed: int) -> LayerStack:
+        """Change a fresh model where the strategy works on a changed one (LoRA); returns the stack to use."""
+        return self.form.adapt(stack, seed, *self.arguments) if self.form.adapt else stack
 
 
 def resolve_strategy(config: TrialConfig, num_layers: int) -> Strategy:
@@ -79,24 +73,26 @@ def resolve_strategy(config: TrialConfig, num_layers: int) -> Strategy:
     Raises ConfigError naming the model's number of layers when a depth is out of range, and showing examples when a
     strategy cannot be read.
     """
-    depth = _depth(config, num_layers)
-    canonical = {0: "full", -1: "embeddings", num_layers: "head_only"}.get(depth, f"prefix:{depth}")
-    return Strategy(canonical, depth, lambda stack, moment: depth_names(stack, depth), lambda moment: (),
-                    config.frozen_dropout)
+    limits = Limits(num_layers, config.num_train_epochs)
+    form, arguments = parse(config.strategy or _spelled_depth(config.freeze_depth or 0, limits), limits)
+    depth = form.depth(limits, *arguments) if form.depth else None
+    canonical = spell(form, arguments) if depth is None else _canonical_depth(depth, limits)
+    return Strategy(form, arguments, canonical, depth, config.frozen_dropout)
 
 
-def _depth(config: TrialConfig, num_layers: int) -> int:
-    text = config.strategy
-    if text is None:
-        depth, field, value = config.freeze_depth or 0, "freeze_depth", config.freeze_depth
-    else:
-        named: dict[str, Any] = {"full": 0, "embeddings": -1, "head_only": num_layers}
-        head, _, argument = text.partition(":")
-        if head == "prefix" and argument.isdigit():
-            named[text] = int(argument)
-        if text not in named:
-            raise ConfigError([Problem("strategy", text, "allowed: full, prefix:k, head_only, embeddings")])
-        depth, field, value = named[text], "strategy", text
-    if not -1 <= depth <= num_layers:
-        raise ConfigError([Problem(field, value, f"allowed: -1 to {num_layers}, the model has {num_layers} layers")])
-    return depth
+def _spelled_depth(depth: int, limits: Limits) -> str:
+    if not -1 <= depth <= limits.num_layers:
+        raise ConfigError([Problem("freeze_depth", depth, f"allowed: -1 to {limits.num_layers}, the model has "
+                                                          f"{limits.num_layers} layers")])
+    return "embeddings" if depth == -1 else f"prefix:{depth}"
+
+
+def _canonical_depth(depth: int, limits: Limits) -> str:
+    return {0: "full", -1: "embeddings", limits.num_layers: "head_only"}.get(depth, f"prefix:{depth}")
+
+
+def strategy_table() -> str:
+    """The docs' table in Markdown, from the registry."""
+    rows = ["| strategy | what trains | source |", "|---|---|---|"]
+    rows += [f"| `{form.syntax}` (`{form.example}`) | {form.doc} | {form.source} |" for form in FORMS.values()]
+    return "\n".join(rows) + "\n"

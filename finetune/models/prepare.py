@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import nn
 
 from finetune.config import TrialConfig
 from finetune.errors import ConfigError, Problem
@@ -11,20 +12,25 @@ from finetune.models.backbone import Backbone
 from finetune.models.layers import TOP, LayerStack, layer_part
 from finetune.models.poolers import require_pooling, strip_unused_pooler
 
+if TYPE_CHECKING:
+    from finetune.freezing.strategies import Strategy
+
 REINIT_STREAM = 0x5EED_1  # keeps re-initialisation apart from the seed's other uses
 
 
-def prepare_backbone(backbone: Backbone, config: TrialConfig) -> nn.Module:
-    """A fresh model without a pooler that `pooling` leaves unused, its top layers re-initialised where asked.
+def prepare_backbone(backbone: Backbone, config: TrialConfig, strategy: Strategy) -> LayerStack:
+    """The stack of a fresh model (`stack.model`), changed as the configuration asks.
 
-    Raises ConfigError for a pooling that the backbone cannot give and for more layers than it has.
+    Without a pooler that `pooling` leaves unused, the top layers re-initialised, adapters added. Raises ConfigError
+    for a pooling that the backbone cannot give and for more layers than it has.
     """
     require_pooling(config.pooling, backbone)
     model = backbone.fresh_model()
     strip_unused_pooler(model, config.pooling)
+    stack = backbone.stack.rebind(model)
     if config.reinit_layers:
-        reinit_layers(backbone.stack.rebind(model), config.reinit_layers, config.seed)
-    return model
+        reinit_layers(stack, config.reinit_layers, config.seed)
+    return strategy.adapt(stack, config.seed)
 
 
 def reinit_layers(stack: LayerStack, count: int, seed: int) -> None:
