@@ -11,7 +11,6 @@ demo: $(STAMP)
 	$(BIN)/finetune report runs/quickstart
 
 test: $(STAMP)
-	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not faults"
 
 test-slow: $(STAMP)
