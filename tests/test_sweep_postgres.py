@@ -44,7 +44,7 @@ class Server:
 
     def start(self):
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self.folder} -c fsync=off"
-        self._run("pg_ctl", "-D", str(self.folder / "data"), "-l", str(self.folder / "log"), "-o", options, "-w", "start")
+        self._run("pg_ctl", "-D", str(self.folder / "data"), "-l", str(self.folder / "log"), "-o", options, "start")
 
     def stop(self):
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-m", "immediate", "-w", "stop")
@@ -55,7 +55,8 @@ class Server:
 
     def _run(self, tool, *arguments):
         who = {"user": self.user, "extra_groups": []} if self.user else {}
-        subprocess.run([str(self.bin / tool), *arguments], check=True, cwd=self.folder, stdout=subprocess.DEVNULL, **who)
+        subprocess.run([str(self.bin / tool), *arguments], check=True, cwd=self.folder, stdout=subprocess.DEVNULL,
+                       **who)
 
 
 def _unprivileged_user():

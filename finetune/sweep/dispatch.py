@@ -25,7 +25,8 @@ from finetune.sweep.search import Outcome, Search, TakenOver, Ticket
 from finetune.sweep.team import Event, Team
 
 TICK = 0.5  # seconds between looks at clocks and at the queue when nothing happens
-SAME_AGAIN = ("non-finite", "leak")  # failures that would only repeat themselves
+# What may go better the next time; anything else (a non-finite loss, a bug) would only repeat itself.
+WORTH_RETRYING = ("crash", "timeout", "out-of-memory", "RuntimeError", "AcceleratorError", "OSError", "MemoryError")
 MAX_REPEATS = 200  # draws in a row that repeat known trials: the space is exhausted
 
 
@@ -203,6 +204,7 @@ class Dispatcher:
             running.step, running.steps, running.loss = event.content
         elif event.kind == "started":
             running.epochs, running.steps = event.content.get("total_epochs"), event.content.get("total_steps")
+            assignment.description = Description(event.content)
         elif event.kind == "epoch":
             self._epoch(event.worker, assignment, running, event.content)
         elif event.kind in ("resolved", "refused"):
@@ -281,7 +283,7 @@ class Dispatcher:
         if error["type"] == "EnvironmentProblem":
             raise EnvironmentProblem(message)
         self._free(worker)
-        self._try_again_or_publish(assignment, None, "error", message)
+        self._try_again_or_publish(assignment, None, error["type"], message)
 
     def _lost(self, worker: Worker, kind: str, message: str) -> None:
         """The worker died or was too slow. Its trial is taken over at once."""
@@ -294,7 +296,7 @@ class Dispatcher:
     def _try_again_or_publish(self, assignment: Assignment, record: TrialRecord | None,
                               kind: str, message: str) -> None:
         left = self.options.retries + 1 - assignment.tries
-        if kind not in SAME_AGAIN and left > 0:
+        if kind in WORTH_RETRYING and left > 0:
             self.view.say(f"{assignment.label}: {kind}: {message}; trying again ({left} left)")
             self._again.append(assignment)
             return

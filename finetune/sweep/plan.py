@@ -46,8 +46,9 @@ class Description:
 
     def failed_record(self, knobs: Mapping[str, Any], kind: str, message: str) -> TrialRecord:
         """The record of a trial whose worker could not write one."""
-        known = {key: self.content[key] for key in ("effective", "task", "metric", "num_layers", "parameters", "data")
-                 if self.content.get(key) is not None}
+        names = ("effective", "task", "metric", "num_layers", "parameters", "freeze_plan")
+        known = {name: self.content[name] for name in names if self.content.get(name) is not None}
+        known["data"] = {"rows": self.content.get("rows", {})}
         return TrialRecord(trial_id=self.trial_id, setting_id=self.setting_id, state="failed", config=dict(knobs),
                            error={"kind": kind, "message": message}, **known)
 
@@ -194,7 +195,7 @@ def _raise_environment(error: Mapping[str, Any], log: Path) -> None:
     if error["type"] == "EnvironmentProblem":
         raise EnvironmentProblem("\n".join(error["problems"]))
     if error["type"] not in ("ConfigError", "DataError", "UnsupportedBackbone"):
-        raise EnvironmentProblem("\n".join(error["problems"]) + f" (log: {log})")
+        raise EnvironmentProblem(f"{error['type']}: " + "\n".join(error["problems"]) + f" (log: {log})")
 
 
 def _raise_refused(refused: Sequence[Mapping[str, Any]]) -> None:

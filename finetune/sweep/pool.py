@@ -86,8 +86,8 @@ class Worker:
 
     def interrupt(self) -> None:
         """SIGTERM: the trial checkpoints and the process ends."""
-        with contextlib.suppress(ProcessLookupError, AttributeError):
-            os.kill(self.process.pid or 0, signal.SIGTERM) if self.process.is_alive() else None
+        if self.process.is_alive():
+            self.process.terminate()
 
     def kill(self) -> None:
         """At once, with all its children."""
@@ -101,13 +101,16 @@ class Worker:
         self.process.join()
         self.connection.close()
 
+    @property
+    def was_killed(self) -> bool:
+        return (self.process.exitcode or 0) < 0
+
     def cause_of_death(self) -> str:
         """For a process that ended by itself: how, and the last thing that it said."""
         self.process.join(timeout=5)
         code = self.process.exitcode
-        killed = code is not None and code < 0
         hint = " (often: the machine ran out of memory)" if code == -signal.SIGKILL else ""
-        how = f"was killed by {_signal_name(-code)}{hint}" if killed else f"ended with exit code {code}"
+        how = f"was killed by {_signal_name(-code)}{hint}" if self.was_killed else f"ended with exit code {code}"
         last = self._last_line()
         return f"its worker {how}" + (f": {last}" if last else "")
 
@@ -148,10 +151,12 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def stop_all(workers: list[Worker], *, grace: float) -> None:
-    """End every worker: gently within `grace` seconds, then not."""
+def stop_all(workers: list[Worker], *, interrupt: bool, grace: float) -> None:
+    """End every worker: gently within `grace` seconds, then not. `interrupt`: also those that are busy."""
     for worker in workers:
-        worker.interrupt()
+        worker.send("quit")
+        if interrupt:
+            worker.interrupt()
     deadline = time.monotonic() + grace
     for worker in workers:
         worker.process.join(timeout=max(0.0, deadline - time.monotonic()))

@@ -199,15 +199,17 @@ def team_for(spec: SweepSpec, options: SweepOptions, view: View, logs: Path) -> 
     count = Machine.here().workers(options.workers, planned_trials(spec, options))
     team = Team(Machine.here(), count, task=options.task, logs=logs, ask_verdicts=spec.early_terminate is not None)
     team.on_second_signal(view.close)
-    grace = 5.0
     try:
         yield team
     except Interrupted:
         view.say("stopping: running trials write their checkpoints (Ctrl-C again: at once)")
-        grace = options.stop_grace
+        team.close(interrupt=True, grace=options.stop_grace)
         raise
-    finally:
-        team.close(grace=grace)
+    except BaseException:
+        team.close(interrupt=True)
+        raise
+    else:
+        team.close(interrupt=False)
 
 
 def planned_trials(spec: SweepSpec, options: SweepOptions) -> int:

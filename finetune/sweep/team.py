@@ -15,7 +15,7 @@ from typing import Any
 from finetune.errors import EnvironmentProblem, Interrupted
 from finetune.sweep.pool import Machine, Worker, stop_all
 
-MAX_STILLBORN = 3  # workers that die before they are ready, in a row
+MAX_KILLED_EARLY = 10  # workers that somebody kills before they are ready, in a row
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Team:
         self.machine, self.count = machine, count
         self._task, self._logs, self._ask_verdicts = task, logs, ask_verdicts
         self.workers: list[Worker] = []
-        self._stillborn = 0
+        self._killed_early = 0
         self._signals = Signals()
 
     def grow(self, wanted: int) -> None:
@@ -60,15 +60,16 @@ class Team:
         except (EOFError, ConnectionResetError, OSError):
             return self._buried(worker)
         if kind == "ready":
-            worker.ready, self._stillborn = True, 0
+            worker.ready, self._killed_early = True, 0
         return Event(worker, kind, content)
 
     def _buried(self, worker: Worker) -> Event:
         cause = worker.cause_of_death()
         self.remove(worker)
         if not worker.ready:
-            self._stillborn += 1
-            if self._stillborn >= MAX_STILLBORN:
+            # One that ends by itself cannot import what it needs; the next one could not either.
+            self._killed_early += 1
+            if not worker.was_killed or self._killed_early >= MAX_KILLED_EARLY:
                 raise EnvironmentProblem(f"no worker can be started: {cause} (log: {worker.log})")
         return Event(worker, "died", cause)
 
@@ -77,10 +78,8 @@ class Team:
         worker.kill()
         self.workers.remove(worker)
 
-    def close(self, *, grace: float = 5.0) -> None:
-        for worker in self.workers:
-            worker.send("quit")
-        stop_all(self.workers, grace=grace)
+    def close(self, *, interrupt: bool, grace: float = 5.0) -> None:
+        stop_all(self.workers, interrupt=interrupt, grace=grace)
         self.workers.clear()
         self._signals.restore()
 

@@ -52,6 +52,7 @@ def main(connection: Connection, options: WorkerOptions) -> None:
         task = _load(options)
         connection.send(("ready", None))
         _serve(connection, task, options)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except Interrupted as interruption:
         sys.exit(interruption.exit_code)
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -131,7 +132,7 @@ def _describe(error: Exception) -> dict[str, Any]:
     if isinstance(error, FinetuneError):
         return {"type": type(error).__name__, "problems": [str(error)]}
     traceback.print_exc()
-    return {"type": type(error).__name__, "problems": [f"{type(error).__name__}: {error}"]}
+    return {"type": type(error).__name__, "problems": [str(error) or "no message; see the worker's log"]}
 
 
 def _load(options: WorkerOptions) -> Any:
