@@ -11,9 +11,11 @@ Written with the standard library (and PyYAML, because sweeps are YAML) for the 
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import json
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -55,6 +57,7 @@ class WandbServer:
         assert self._http is not None
         self._http.shutdown()
         self._http.server_close()
+        self._http.hang_up()
 
     stop = vanish
 
@@ -106,6 +109,24 @@ class WandbServer:
 
 class _Quiet(ThreadingHTTPServer):
     daemon_threads = True
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self._open: set[socket.socket] = set()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def hang_up(self) -> None:
+        """Cut the connections that clients keep alive."""
+        for request in list(self._open):
+            with contextlib.suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that end drop their connections: not worth a traceback."""

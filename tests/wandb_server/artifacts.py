@@ -24,8 +24,18 @@ class Artifacts:
                 "commitArtifact": self.commit}
 
     def project_fields(self) -> Node:
-        return {"artifactType": lambda name: {"__typename": "ArtifactType", "name": name,
+        return {"artifact": lambda name: None, "artifactCollection": self.collection,
+                "artifactType": lambda name: {"__typename": "ArtifactType", "name": name,
                                               "artifactCollection": lambda name: None}}
+
+    def collection(self, name: str) -> Node:
+        versions = {f"v{a.version}": a for a in self.state.artifacts.values() if a.collection == name}
+
+        def membership(aliasName: str) -> Node:
+            return {"__typename": "ArtifactCollectionMembership",
+                    "files": lambda **_: self.file_urls(versions[aliasName])}
+
+        return {"__typename": "ArtifactSequence", "name": name, "artifactMembership": membership}
 
     def get(self, id: str) -> Artifact:
         if id not in self.state.artifacts:

@@ -47,8 +47,11 @@ def draw(parameters: Mapping[str, Any], rng: random.Random) -> dict[str, Any]:
     return point
 
 
-def same_point(point: Mapping[str, Any], params: Mapping[str, Any]) -> bool:
-    return all(name in params and params[name] == value for name, value in point.items())
+def same_point(point: Any, params: Any) -> bool:
+    """A run has a point when its configuration agrees wherever the point says something."""
+    if isinstance(point, Mapping) and isinstance(params, Mapping):
+        return all(name in params and same_point(value, params[name]) for name, value in point.items())
+    return point == params
 
 
 class Engine:

@@ -82,7 +82,7 @@ class Schema:
 
         def run(name: str, missingOk: bool = False) -> Node | None:
             found = self.state.run(name)
-            return self.run_node(found) if found and found.state != "pending" else None
+            return self.run_node(found) if found and found.connections else None
 
         def sweeps(first: int | None = None, after: str | None = None, **_: Any) -> Node:
             own = [s for s in self.state.sweeps.values() if (s.entity, s.project) == (entity, name)]
@@ -203,7 +203,7 @@ class Schema:
         if run is None:
             run = Run(name or self.state.new_name(), entityName or self.state.entity, modelName or "uncategorized")
             self.state.runs[run.name] = run
-        if name and run.state != "running":
+        if name and run.state not in {"running", "preempting"}:
             run.state, run.stopped, run.preempting = "running", False, False
             run.connections += 1
         if sweep and run.sweep is None and sweep in self.state.sweeps:
