@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from finetune.data.readers import is_data_file
 
@@ -15,6 +16,13 @@ _LOADERS = {"csv", "json", "parquet", "text", "arrow", "generator", "sql", "xml"
 
 def bundled_folder(name: str) -> Path:
     return Path(__file__).parent / name
+
+
+def listing() -> list[dict[str, Any]]:
+    """Every data set on this machine: {"name", "where": "bundled" | "cache", "configurations"}."""
+    bundled = [{"name": name, "where": "bundled", "configurations": []} for name in BUNDLED]
+    return bundled + [{"name": name, "where": "cache", "configurations": configurations}
+                      for name, configurations in cached_datasets().items()]
 
 
 def cached_datasets(*, prepared_only: bool = False) -> dict[str, list[str]]:

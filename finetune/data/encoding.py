@@ -69,23 +69,32 @@ def _rows(flat: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
     return np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
 
+def token_lengths(texts: list[tuple[str, ...]], tokenizer: Any) -> np.ndarray:
+    """(n,) tokens per row, uncut, with the special tokens."""
+    return np.array([len(ids) for ids in _call(tokenizer, texts, truncation=False)["input_ids"]], dtype=np.int64)
+
+
+def _call(tokenizer: Any, texts: list[tuple[str, ...]], **options: Any) -> dict[str, list[list[int]]]:
+    if not texts:
+        return {"input_ids": [], "token_type_ids": []}
+    pairs = [row[1] for row in texts] if len(texts[0]) == 2 else None
+    return tokenizer([row[0] for row in texts], pairs, padding=False, verbose=False, return_attention_mask=False,
+                     return_token_type_ids=_has_types(tokenizer), **options)
+
+
+def _has_types(tokenizer: Any) -> bool:
+    return "token_type_ids" in tokenizer.model_input_names
+
+
 def _tokenize(texts: list[tuple[str, ...]], tokenizer: Any, max_length: int) -> dict[str, np.ndarray]:
     """lengths (rows,), truncated (rows,), and int32 input_ids and token_type_ids (if any) of all rows end to end."""
-    has_types = "token_type_ids" in tokenizer.model_input_names
-
-    def call(rows: list[tuple[str, ...]], **options: Any) -> dict[str, list[list[int]]]:
-        pairs = [row[1] for row in rows] if len(rows[0]) == 2 else None
-        return tokenizer([row[0] for row in rows], pairs, padding=False, verbose=False,
-                         return_attention_mask=False, return_token_type_ids=has_types, **options)
-
-    encoded = call(texts, truncation="longest_first", max_length=max_length) if texts else {"input_ids": []}
+    encoded = _call(tokenizer, texts, truncation="longest_first", max_length=max_length)
     lengths = np.array([len(row) for row in encoded["input_ids"]], dtype=np.int64)
     # Not every tokenizer says what it cut, so rows that fill max_length are tokenized once more, uncut.
     full = np.flatnonzero(lengths >= max_length)
-    uncut = call([texts[row] for row in full], truncation=False)["input_ids"] if len(full) else []
     truncated = np.zeros(len(texts), dtype=bool)
-    truncated[full] = [len(ids) > max_length for ids in uncut]
-    names = ["input_ids", "token_type_ids"] if has_types and texts else ["input_ids"]
+    truncated[full] = token_lengths([texts[row] for row in full], tokenizer) > max_length
+    names = ["input_ids", "token_type_ids"] if _has_types(tokenizer) else ["input_ids"]
     flat = {name: np.array([i for row in encoded[name] for i in row], dtype=np.int32) for name in names}
     return {"lengths": lengths, "truncated": truncated, **flat}
 

@@ -71,11 +71,16 @@ def open_source(config: TrialConfig) -> Source:
     return open_hub(name, config_name, config.dataset_revision)
 
 
-def assemble(source: Source, config: TrialConfig) -> TaskData:
-    """Columns → usable rows → task and labels → splits. Raises DataError where these contradict each other."""
+def choose_columns(source: Source, config: TrialConfig) -> Columns:
+    """Text and label columns of the train split, with the reasons. Raises DataError when there are none."""
     if "train" not in source.tables:
         raise DataError(f"{source.name}: no train split; there are {', '.join(map(shown, source.tables))}")
-    columns = find_columns(source.tables["train"], config.text_column, config.label_column, source.known)
+    return find_columns(source.tables["train"], config.text_column, config.label_column, source.known)
+
+
+def assemble(source: Source, config: TrialConfig) -> TaskData:
+    """Columns → usable rows → task and labels → splits. Raises DataError where these contradict each other."""
+    columns = choose_columns(source, config)
     rows = {name: Rows.read(table, name, columns) for name, table in source.tables.items()}
     notes = [*source.notes, *(note for table in source.tables.values() for note in table.notes)]
     unlabelled = {name: read for name, read in rows.items() if read.unlabelled and name != "train"}
