@@ -62,7 +62,7 @@ class Form:
                 raise ValueError(f"{self.name} takes no argument")
             return ()
         if not argument:
-            raise ValueError(f"an argument is missing, as in {self.example}")
+            raise ValueError("an argument is missing")
         return self.reader(argument, limits)
 
 
@@ -89,13 +89,13 @@ def parse(text: str, limits: Limits) -> tuple[Form, tuple]:
     name, colon, argument = text.strip().partition(":")
     form = FORMS.get(name.strip())
     if form is None:
-        near = did_you_mean(name, FORMS)
-        examples = ", ".join(form.example for form in FORMS.values())
-        raise ConfigError([Problem("strategy", text, f"no such strategy{near or ';'} allowed are, for example, {examples}")])
+        examples = [form.example for form in FORMS.values()]
+        near = did_you_mean(text, examples) or did_you_mean(name, FORMS)
+        raise ConfigError([Problem("strategy", text, f"no such strategy{near} (examples: {', '.join(examples)})")])
     try:
         return form, form.read(argument.strip() if colon else None, limits)
     except ValueError as error:
-        raise ConfigError([Problem("strategy", text, f"{form.syntax}: {error}")]) from error
+        raise ConfigError([Problem("strategy", text, f"{form.syntax}: {error} (example: {form.example})")]) from error
 
 
 def spell(form: Form, arguments: tuple) -> str:
@@ -135,7 +135,7 @@ def reads_layer_range(text: str, limits: Limits) -> tuple[int, int]:
         low = whole_number(first.strip(), 0, limits.num_layers - 1, "layers")
         high = whole_number(last.strip(), low, limits.num_layers - 1, "layers") if dash else low
     except ValueError:
-        raise ValueError(f"allowed is FIRST-LAST with layers 0 to {limits.num_layers - 1}, as in train:3-5") from None
+        raise ValueError(f"allowed is FIRST-LAST with layers 0 to {limits.num_layers - 1}") from None
     return low, high
 
 
@@ -157,7 +157,7 @@ def reads_draw(text: str, limits: Limits) -> tuple[int, int]:
     """LAYERS/STEPS."""
     layers, slash, steps = text.partition("/")
     if not slash:
-        raise ValueError("allowed is LAYERS/STEPS, as in lisa:2/20")
+        raise ValueError("allowed is LAYERS/STEPS")
     return (whole_number(layers.strip(), 1, limits.num_layers, "layers"),
             whole_number(steps.strip(), 1, None, "steps"))
 

@@ -35,9 +35,10 @@ class FreezePlan:
     """The boundary for reuse: embeddings and layers 0 … k-1 are frozen and quiet. 0: the embeddings only; L: the whole
     backbone with top; None: not even the embeddings."""
     from_epoch: int = 1
+    from_step: int = 0  # optimizer steps that were done when it was made
 
     @classmethod
-    def build(cls, stack: LayerStack, trainable: Iterable[str], *, from_epoch: int = 1,
+    def build(cls, stack: LayerStack, trainable: Iterable[str], *, from_epoch: int = 1, from_step: int = 0,
               frozen_dropout: bool = False) -> FreezePlan:
         """`trainable`: backbone parameter names; the head always trains. Raises ValueError for an unknown name."""
         trainable = frozenset(trainable)
@@ -50,7 +51,8 @@ class FreezePlan:
             frozen=_prefixed(BACKBONE_PREFIX, stack.part_of.keys() - trainable),
             eval_modules=frozenset((BACKBONE_PREFIX + name).rstrip(".")
                                    for name, module_parts in stack.parts_below.items() if module_parts <= quiet),
-            parts=parts, prefix_layers=None if frozen_dropout else _prefix_layers(parts), from_epoch=from_epoch,
+            parts=parts, prefix_layers=None if frozen_dropout else _prefix_layers(parts),
+            from_epoch=from_epoch, from_step=from_step,
         )
 
     def apply(self, classifier: nn.Module) -> None:
@@ -89,6 +91,7 @@ class FreezePlan:
         """For the record's `freeze_plan`."""
         return {
             "from_epoch": self.from_epoch,
+            "from_step": self.from_step,
             "trainable_parts": self.trainable_parts,
             "trainable_parameters": self.trainable_parameters,
             "total_parameters": sum(share.total for share in self.parts),

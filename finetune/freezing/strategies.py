@@ -60,7 +60,8 @@ class Strategy:
     def plan(self, stack: LayerStack, moment: Moment) -> FreezePlan:
         """What trains from this moment on. Raises ConfigError when the rule finds nothing in this model."""
         trainable = self.form.rule(stack, moment, *self.arguments)
-        return FreezePlan.build(stack, trainable, from_epoch=moment.epoch, frozen_dropout=self.frozen_dropout)
+        return FreezePlan.build(stack, trainable, from_epoch=moment.epoch, from_step=moment.step,
+                                frozen_dropout=self.frozen_dropout)
 
     def adapt(self, stack: LayerStack, seed: int) -> LayerStack:
         """Change a fresh model where the strategy works on a changed one (LoRA); returns the stack to use."""
