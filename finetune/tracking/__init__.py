@@ -1,0 +1,9 @@
+"""Tracking with Weights & Biases: one run per trial, opened by the process that trains it.
+
+Without an account everything works: WANDB_MODE=offline records runs for later, without a key W&B is off.
+"""
+
+from finetune.tracking.client import in_sweep
+from finetune.tracking.tracker import Tracker, open_tracker
+
+__all__ = ["Tracker", "in_sweep", "open_tracker"]

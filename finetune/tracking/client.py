@@ -1,0 +1,167 @@
+"""W&B's client behind a guard: what goes wrong with it is told once and never reaches the training."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import FinetuneError
+
+INIT_SECONDS = 30.0  # to reach the server before the run is recorded offline instead
+FINISH_SECONDS = 60.0  # to upload the rest at the end of a run
+TRANSMIT_SECONDS = 5.0  # between posts in a sweep, where their answers bring the server's stop
+PROJECT = "stellar-finetuning"
+
+_said: set[str] = set()
+_unreachable = threading.Event()  # this process has waited for the server in vain: it does not wait again
+
+
+def say_once(text: str) -> None:
+    """One line on stderr, however many trials this process runs."""
+    if text not in _said:
+        _said.add(text)
+        print(f"finetune: {text}", file=sys.stderr)
+
+
+def in_sweep() -> bool:
+    """An agent of W&B started this process for one run of a sweep."""
+    return bool(os.environ.get("WANDB_SWEEP_ID"))
+
+
+def wanted_mode() -> str:
+    """online, offline or disabled. Never asks for a key; says it in one line when there is none."""
+    import wandb
+    from wandb.sdk import wandb_setup
+
+    settings = wandb_setup.singleton().settings
+    if settings.mode in ("disabled", "offline", "dryrun"):
+        return "offline" if settings.mode == "dryrun" else settings.mode
+    if not wandb.login(prompt=False, verify=False):
+        say_once("W&B is off: no API key (`wandb login`, or WANDB_MODE=offline to record runs for later)")
+        return "disabled"
+    return "offline" if _unreachable.is_set() else "online"
+
+
+class Client:
+    """At most one W&B run. Every method is harmless when there is none, or none any more."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.run: Any = None
+        self.mode = "disabled"
+        self.stop_wanted = threading.Event()  # the server asked this run to end
+        self._watch: Any = None
+
+    # -- beginning ---------------------------------------------------------------------------------------------------
+
+    def open(self, **arguments: Any) -> None:
+        """`arguments` are those of wandb.init. A server that is not there makes it an offline run."""
+        try:
+            self.mode = wanted_mode()
+            if self.mode != "disabled":
+                self.run = self._init(self.mode, arguments)
+        except FinetuneError:
+            raise
+        except Exception as error:
+            self._open_offline(error, arguments)
+
+    def _open_offline(self, error: Exception, arguments: Mapping[str, Any]) -> None:
+        if self.mode != "online":
+            self.mode = "disabled"
+            say_once(f"W&B cannot be started ({_reason(error)}); training goes on without it")
+            return
+        _unreachable.set()
+        say_once(f"W&B cannot be reached ({_reason(error)}); runs are recorded in {self.folder / 'wandb'}: send them "
+                 f"with `finetune sync {self.folder}`")
+        self.open(**arguments)
+
+    def _init(self, mode: str, arguments: Mapping[str, Any]) -> Any:
+        import wandb
+
+        own = {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
+        if in_sweep():
+            own["x_file_stream_transmit_interval"] = TRANSMIT_SECONDS
+        own = {name: value for name, value in own.items() if f"WANDB_{name.upper()}" not in os.environ}
+        settings = wandb.Settings(stop_fn=self.stop_wanted.set, finish_timeout_raises=True, **own)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if wandb.run is not None:  # the caller's own run, as in a function of wandb.agent
+            wandb.run.config.update(arguments["config"], allow_val_change=True)
+            return wandb.run
+        # A sweep's run may be one that was preempted: it goes on where it was.
+        resume = "allow" if mode == "online" and (arguments.get("id") or "WANDB_RUN_ID" in os.environ) else None
+        run = wandb.init(mode=mode, dir=str(self.folder), settings=settings, resume=resume, **arguments)
+        if mode == "online":
+            self._watch = _look_for_stops(run, self.stop_wanted)
+        return run
+
+    # -- in between --------------------------------------------------------------------------------------------------
+
+    def guarded(self, what: str, action: Callable[[Any], Any]) -> Any:
+        """`action(run)`; a failure ends the tracking of this run, is told once, and gives None."""
+        if self.run is None:
+            return None
+        try:
+            return action(self.run)
+        except FinetuneError:
+            raise
+        except Exception as error:
+            self._lost(what, error)
+            return None
+
+    def _lost(self, what: str, error: Exception) -> None:
+        import wandb
+
+        folder = self.run_folder
+        self.run = None
+        say_once(f"W&B is lost while {what} ({_reason(error)}); training goes on, the record on disk is complete"
+                 + (f", and `wandb sync {folder}` sends what was logged" if folder else ""))
+        with suppress(Exception):  # or its exit hook prints a traceback, and the next run finds this one
+            wandb.teardown()
+
+    @property
+    def run_folder(self) -> Path | None:
+        """Where W&B keeps what it has logged of this run."""
+        with suppress(Exception):
+            return Path(self.run.settings.sync_dir)
+        return None
+
+    def identity(self) -> dict[str, Any] | None:
+        """What a record says of its run; None without one."""
+        return self.guarded("naming the run", lambda run: {
+            "id": run.id, "name": run.name, "project": run.project, "entity": run.entity or None,
+            "url": run.url if self.mode == "online" else None, "mode": self.mode, "sweep_id": run.sweep_id or None,
+        })
+
+    # -- end ---------------------------------------------------------------------------------------------------------
+
+    def finish(self, exit_code: int) -> None:
+        if self._watch is not None:
+            self._watch.stop_soon()
+        self.guarded("finishing the run", lambda run: run.finish(exit_code=exit_code))
+        self.run = None
+
+
+def _look_for_stops(run: Any, stop_wanted: threading.Event) -> Any:
+    """W&B looks every 15 s whether the server wants the run to stop; an agent waits 30 s before it kills.
+
+    Uses W&B's own checker with a shorter period; a version of wandb that has none keeps to its 15 s.
+    """
+    with suppress(Exception):
+        from wandb.sdk import wandb_setup
+        from wandb.sdk.lib.run_stopping import RunStopChecker
+
+        checker = RunStopChecker(wandb_setup.singleton().asyncer, run._interface, stop_wanted.set, poll_interval=1.0)
+        checker.start()
+        return checker
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, without the addresses' credentials."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]
