@@ -36,7 +36,7 @@ def open_hub(name: str, config_name: str | None = None, revision: str | None = N
     hub_id = "nyu-mll/glue" if name == "glue" else name
     task = glue.TASKS.get(config_name or "") if name in glue.NAMES else None
     with _offline_unless_reachable() as online:
-        content = _load(_place(hub_id, online), name, config_name, revision if online else None, online)
+        content = _load(_place(hub_id, name, online), name, config_name, revision if online else None, online)
     source = _as_source(content, name, config_name, only=task.validation if task else None)
     if not online:
         asked = f", whatever dataset_revision = {revision} is" if revision else ""
@@ -58,13 +58,13 @@ def open_saved(folder: Path, name: str) -> Source:
     return _as_source(content if isinstance(content, dict) else {"train": content}, name, None)
 
 
-def _place(hub_id: str, online: bool) -> str:
+def _place(hub_id: str, name: str, online: bool) -> str:
     """What `datasets` should load: the id, or offline the folder of a downloaded snapshot."""
     if online or hub_id in cached_datasets(prepared_only=True):
         return hub_id
     folder = snapshot_folder(hub_id)
     if folder is None:
-        raise _not_here(hub_id)
+        raise _not_here(name)
     return str(folder)
 
 
@@ -72,7 +72,7 @@ def hub_configurations(name: str, revision: str | None = None) -> list[str]:
     """Configurations of a hub data set. Raises as `open_hub` does."""
     hub_id = "nyu-mll/glue" if name == "glue" else name
     with _offline_unless_reachable() as online, _hub_errors(name):
-        return _configurations(_place(hub_id, online), revision, online)
+        return _configurations(_place(hub_id, name, online), revision, online)
 
 
 def search_hub(text: str, limit: int = 20) -> list[str]:

@@ -59,7 +59,7 @@ def _open_folder(folder: Path, name: str, config_name: str | None) -> Source:
     available = configurations(folder)
     if config_name is not None:
         if config_name not in available:
-            there = f"the configurations are {', '.join(available)}" if available else "there are no configurations"
+            there = f"the configurations are {', '.join(available)}" if available else "there are none; leave it out"
             raise DataError(f"dataset_config_name = {shown(config_name)}: {there}"
                             + did_you_mean(config_name, available))
         folder = folder / config_name
