@@ -41,9 +41,9 @@ class FreezePlan:
     def build(cls, stack: LayerStack, trainable: Iterable[str], *, from_epoch: int = 1, from_step: int = 0,
               frozen_dropout: bool = False) -> FreezePlan:
         """`trainable`: backbone parameter names; the head always trains. Raises ValueError for an unknown name."""
-        trainable = frozenset(trainable)
-        if unknown := trainable - stack.part_of.keys():
+        if unknown := set(trainable) - stack.part_of.keys():
             raise ValueError(f"no such parameter: {sorted(unknown)[0]}")
+        trainable = frozenset(trainable) - stack.fixed
         parts = _shares(stack, trainable)
         quiet = set() if frozen_dropout else {share.part for share in parts if not share.trainable}
         return cls(

@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -46,7 +46,7 @@ class Backbone:
         return self.stack.width
 
     def fresh_model(self) -> nn.Module:
-        """An independent copy with the pretrained weights, float32, everything trainable."""
+        """An independent copy with the pretrained weights, float32."""
         return copy.deepcopy(self.pristine)
 
 
@@ -68,7 +68,8 @@ def _load(name: str, revision: str | None, attention: str | None, trust: bool) -
     with _without_progress_bars():
         model, missing = _read_weights(files, model_config, config)
         tokenizer = _read_tokenizer(files, config)
-    stack = LayerStack.discover(model)
+    fixed = frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+    stack = replace(LayerStack.discover(model), fixed=fixed)
     _require_weights(name, stack, missing)
     return Backbone(
         name=name, source=files.source, revision=files.revision, digest=files.digest(with_code=trust),
@@ -108,6 +109,7 @@ def _read_weights(
             raise ConfigError([Problem("attn_implementation", config.attn_implementation, reason)]) from error
         raise EnvironmentProblem(f"the files of {config.model_name_or_path} in {files.folder} cannot be read: "
                                  f"{reason}") from error
+    model.config.use_cache = False  # a classifier reads every token once: a decoder's key-value cache is waste
     return model.eval(), set(loading["missing_keys"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 
 from torch import nn
@@ -24,21 +25,25 @@ def discover_stack(model: nn.Module) -> LayerStack:
     """See LayerStack.discover."""
     _refuse_by_kind(model)
     lists = _outermost_lists(model)
+    try:
+        return _probe(model, lists)
+    except UnsupportedBackbone:
+        raise
+    except Exception as error:  # whatever the model's own code raises when it is given token ids, or hooked
+        reason = f"a trial run on a few tokens fails ({(str(error).strip() or repr(error)).splitlines()[0][:160]})"
+        raise UnsupportedBackbone(model, reason, "choose a model that reads text") from error
+
+
+def _probe(model: nn.Module, lists: Mapping[str, nn.ModuleList]) -> LayerStack:
     outside = {name: module for name, module in model.named_modules()
                if not any(_inside(name, path) for path in lists) and next(module.parameters(), None) is None}
     watched = {f"{path}.{name}": module for path, layers in lists.items() for name, module in _leaves(layers)} | outside
     inputs = probe_inputs(model)
-    try:
-        output, calls = watch_calls(model, watched, inputs)
-        hidden = final_hidden(output)
-    except Exception as error:  # whatever the model's own code raises when it is given token ids
-        reason = f"it does not run on token ids and a mask ({str(error).strip().splitlines()[0][:120]})"
-        raise UnsupportedBackbone(model, reason, "choose a model that reads text") from error
-
+    output, calls = watch_calls(model, watched, inputs)
+    hidden = final_hidden(output)
     path = _choose(model, lists, calls)
-    layers = list(lists[path])
     own = [call for call in calls if call.name.rpartition(".")[0] == path]
-    parts = _partition(model, path, segment_users(model, layers, inputs))
+    parts = _partition(model, path, segment_users(model, list(lists[path]), inputs))
     module_parts = _place_modules(model, path, parts, [call.name for call in calls], outside)
     noisy = is_noisy(model, module_parts, inputs)
     return LayerStack(
@@ -50,7 +55,7 @@ def discover_stack(model: nn.Module) -> LayerStack:
 
 
 def _refuse_by_kind(model: nn.Module) -> None:
-    if getattr(model.config, "is_encoder_decoder", False):
+    if "decoder_input_ids" in inspect.signature(model.forward).parameters:
         raise UnsupportedBackbone(
             model, "an encoder-decoder has two stacks, and the decoder reads the whole encoder",
             "save its encoder alone, if it has a class for that, e.g. "
@@ -96,7 +101,7 @@ def _choose(model: nn.Module, lists: Mapping[str, nn.ModuleList], calls: list[Ca
         raise UnsupportedBackbone(model, reason)
     for path, own in running.items():
         if path != longest and len(lists[path]) > 1 and not _problem(path, lists[path], own):
-            raise UnsupportedBackbone(model, f"it has more than one stack of layers: {longest} and {path}")
+            raise UnsupportedBackbone(model, f"it has more than one list of layers: {longest} and {path}")
     return longest
 
 

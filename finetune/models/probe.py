@@ -146,9 +146,9 @@ def final_hidden(output: Any) -> torch.Tensor:
 
 
 def attends_ahead(model: nn.Module, inputs: dict[str, torch.Tensor], first_output: torch.Tensor) -> bool:
-    """Whether the first token sees later ones; False for decoders. `first_output`: hidden state for `inputs`."""
+    """Whether the first token sees the second; False for decoders. `first_output`: hidden state for `inputs`."""
     changed = inputs["input_ids"].clone()
-    changed[0, -1] = changed[0, 0]
+    changed[0, 1] = changed[0, 0]
     with in_eval_mode(model), torch.no_grad():
         other = final_hidden(model(**{**inputs, "input_ids": changed}))
     return not torch.allclose(first_output[0, 0], other[0, 0], rtol=1e-5, atol=1e-7)
