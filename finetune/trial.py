@@ -49,12 +49,17 @@ class ResolvedTrial:
     metric: str
     processes: int = 1
 
+    @property
+    def max_length(self) -> int:
+        """The model's own limit where max_length is beyond it, as run_glue_no_trainer's tokenizer has it."""
+        return min(self.config.max_length, self.backbone.max_tokens or self.config.max_length)
+
     @cached_property
     def effective(self) -> dict[str, Any]:
         """What decides the result: knobs that act on nothing are None, names are replaced by digests."""
         knobs = {name: self.config.get(name) for name, knob in KNOBS.items() if knob.in_trial_id == RESULT}
         knobs |= {"strategy": self.strategy.canonical, "freeze_depth": self.strategy.freeze_depth,
-                  "metric_for_best_model": self.metric}
+                  "metric_for_best_model": self.metric, "max_length": self.max_length}
         knobs.pop("split_seed")  # the fingerprint holds the rows that it chose
         if self.config.train_size is None:
             knobs["subset_seed"] = None
@@ -210,7 +215,7 @@ class _Run:
     def _encoded(self) -> dict[str, Collator]:
         tokenizer = self.resolved.backbone.tokenizer
         return {
-            name: Collator(encode_split(split, tokenizer, self.config.max_length), padding_id(tokenizer),
+            name: Collator(encode_split(split, tokenizer, self.resolved.max_length), padding_id(tokenizer),
                            tokenizer.padding_side)
             for name, split in self.data.splits.items()
         }

@@ -1,0 +1,136 @@
+"""run_trial on a tiny BERT: what the design promises about a trial's numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.config import TrialConfig
+from finetune.errors import ConfigError
+from finetune.models import load_backbone
+from finetune.models.head import Classifier, Head
+from finetune.observer import Observer
+from finetune.trial import resolve_trial, run_trial
+
+LAYERS = 4
+
+
+@pytest.fixture
+def knobs(tiny_bert_dir):
+    return {"model_name_or_path": str(tiny_bert_dir), "train_size": 48, "evaluation_size": 24, "num_train_epochs": 2,
+            "per_device_train_batch_size": 8, "learning_rate": 1e-3, "head_learning_rate": 1e-2, "prefix_cache": False}
+
+
+def trial(knobs, **changes):
+    return run_trial(TrialConfig.from_mapping({**knobs, **changes}))
+
+
+def test_the_same_trial_twice_gives_the_same_numbers_to_the_last_digit(knobs):
+    torch.manual_seed(1)
+    first = trial(knobs, freeze_depth=2)
+    torch.manual_seed(2)  # what ran before in the same process does not matter
+    second = trial(knobs, freeze_depth=2)
+    assert first.record.metrics == second.record.metrics
+    for name, values in first.predictions.items():
+        np.testing.assert_array_equal(values, second.predictions[name])
+
+
+def test_a_trial_leaves_the_global_random_state_as_it_was(knobs):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    trial(knobs, freeze_depth=LAYERS, num_train_epochs=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("depth", [-1, 0, 1, 3, LAYERS])
+def test_the_record_says_what_was_frozen_and_what_gradients_reached(knobs, depth):
+    record = trial(knobs, freeze_depth=depth, num_train_epochs=1).record
+    assert record.state == "complete"
+    assert record.deepest_trainable_layer == {0: -1, -1: 0}.get(depth, depth)
+    assert record.freeze_plan[0]["deepest_trainable_layer"] == record.deepest_trainable_layer
+    assert 0 < record.parameters["trainable"] <= record.parameters["total"]
+    assert (record.parameters["trainable"] == record.parameters["total"]) == (depth == 0)
+
+
+def test_accumulation_equals_the_large_batch(knobs):
+    quiet = {"head_dropout": 0.0, "freeze_depth": LAYERS, "weight_decay": 0.0}
+    large = trial(knobs, **quiet, per_device_train_batch_size=8)
+    small = trial(knobs, **quiet, per_device_train_batch_size=8, gradient_accumulation_steps=1)
+    assert large.record.metrics == small.record.metrics
+    # The windows hold other rows than a batch of 16, since rows are grouped by length within batches: one step of the
+    # whole training set is the same set of rows either way.
+    whole = trial(knobs, **quiet, per_device_train_batch_size=48)
+    parts = trial(knobs, **quiet, per_device_train_batch_size=12, gradient_accumulation_steps=4)
+    np.testing.assert_allclose(whole.predictions["test_logits"], parts.predictions["test_logits"], atol=1e-5)
+
+
+def test_the_best_epoch_is_the_earliest_on_ties_and_is_what_was_tested(knobs):
+    outcome = trial(knobs, freeze_depth=0, num_train_epochs=3)
+    record = outcome.record
+    scores = [entry["validation"]["accuracy"] for entry in record.history]
+    assert record.best_epoch == 1 + scores.index(max(scores))
+    assert record.metrics["validation"]["accuracy"] == max(scores)
+    predicted = outcome.predictions["test_logits"].argmax(1)
+    assert record.metrics["test"]["accuracy"] == np.mean(predicted == outcome.predictions["test_labels"])
+
+
+def test_depth_out_of_range_names_the_number_of_layers(knobs):
+    with pytest.raises(ConfigError, match=r"freeze_depth = 9.*-1 to 4"):
+        resolve_trial(TrialConfig.from_mapping({**knobs, "freeze_depth": 9}))
+
+
+def test_points_that_differ_only_in_inert_knobs_are_one_trial(knobs):
+    def ids(**changes):
+        return resolve_trial(TrialConfig.from_mapping({**knobs, **changes})).trial_id
+
+    assert ids(freeze_depth=LAYERS, learning_rate=1e-3) == ids(strategy="head_only", learning_rate=1e-5)
+    assert ids(freeze_depth=2) == ids(strategy="prefix:2", output_dir="elsewhere", prefix_cache=True)
+    assert ids(freeze_depth=2, learning_rate=1e-3) != ids(freeze_depth=2, learning_rate=1e-5)
+    assert ids(freeze_depth=2, seed=1) != ids(freeze_depth=2, seed=2)
+
+
+def test_a_setting_is_one_over_its_seeds(knobs):
+    settings = {resolve_trial(TrialConfig.from_mapping({**knobs, "seed": seed})).setting_id for seed in (1, 2)}
+    assert len(settings) == 1
+
+
+def test_a_diverging_trial_fails_as_non_finite_and_has_no_accuracy(knobs):
+    record = trial(knobs, freeze_depth=0, learning_rate=10, head_learning_rate=10, max_grad_norm=0,
+                   optimizer={"epsilon": 1e-30}, num_train_epochs=30).record
+    if record.state == "failed":
+        assert record.error["kind"] == "non-finite" and not record.metrics
+
+
+def test_a_pruned_trial_has_no_test_figures(knobs):
+    class Prune(Observer):
+        def epoch_ended(self, epoch, entry):
+            return "prune"
+
+    outcome = run_trial(TrialConfig.from_mapping(knobs), observer=Prune())
+    assert outcome.record.state == "pruned" and len(outcome.record.history) == 1
+    assert "test" not in outcome.record.metrics and "test_logits" not in outcome.predictions
+
+
+def test_the_head_starts_the_same_at_every_depth_and_differs_by_seed(tiny_bert_dir):
+    def head(seed):
+        return Head(8, 4, 2, 0.1, torch.Generator().manual_seed(seed)).linears[0].weight
+
+    assert torch.equal(head(1), head(1)) and not torch.equal(head(1), head(2))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_pooling_ignores_padding(tiny_bert_dir, pooling, side):
+    backbone = load_backbone(TrialConfig(model_name_or_path=str(tiny_bert_dir)))
+    head = Head(backbone.width, 0, 2, 0.0, torch.Generator().manual_seed(0))
+    hidden = torch.randn(1, 3, backbone.width)
+    padded = torch.cat([hidden, torch.full((1, 2, backbone.width), 7.0)] if side == "right" else
+                       [torch.full((1, 2, backbone.width), 7.0), hidden], 1)
+    mask = torch.tensor([[1, 1, 1, 0, 0] if side == "right" else [0, 0, 1, 1, 1]])
+    from finetune.models.head import POOLINGS
+
+    expected = POOLINGS[pooling](hidden, torch.ones(1, 3, dtype=torch.long))
+    torch.testing.assert_close(POOLINGS[pooling](padded, mask), expected)
+    assert Classifier(backbone.fresh_model(), head, pooling).pooling == pooling
