@@ -4,20 +4,61 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from analysis import stats, verdict
 from analysis.curves import Curve, Point
-from analysis.verdict import points
+from analysis.load import Arm
+from analysis.words import margin_text, percent, points, signed
+
+MOST_STRATEGIES = 5  # that are told in a sentence; more are in the table
 
 
-def answer(curves: Sequence[Curve], margin: float) -> str:
-    """One or two sentences per curve."""
-    return " ".join(_one(curve, margin) for curve in curves)
+class Answer(NamedTuple):
+    """What to remember, and what to know besides."""
+
+    headline: str
+    detail: str
 
 
-def _one(curve: Curve, margin: float) -> str:
-    text = _verdict(curve, margin) if verdict.blocked(curve) is None else _no_verdict(curve)
-    return f"{curve.name}: {text}" if curve.name else text
+def answer(curves: Sequence[Curve], margin: float) -> Answer:
+    """The answer of one curve, or of several in one sentence with their details after it."""
+    found = [_one(curve, margin) for curve in curves]
+    if len(curves) == 1:
+        return found[0]
+    about = {where(curve) for curve in curves}
+    of = f" for {about.pop()}" if len(about) == 1 else ""
+    depths = "; ".join(f"{curve.name}: {_deepest(curve, margin)}" for curve in curves)
+    details = [f"{curve.name}: {a.detail}" for curve, a in zip(curves, found, strict=True) if a.detail]
+    return Answer(f"Deepest safe freeze at a margin of {margin_text(margin)}{of}: {depths}.", " ".join(details))
+
+
+def _deepest(curve: Curve, margin: float) -> str:
+    if verdict.blocked(curve) is not None:
+        return f"no verdict ({verdict.blocked(curve)})"
+    depth = verdict.deepest_safe(curve, margin).freeze_depth
+    return "none is shown" if depth is None else Arm("", depth).name
+
+
+def _one(curve: Curve, margin: float) -> Answer:
+    headline, detail = _verdict(curve, margin) if verdict.blocked(curve) is None else _no_verdict(curve)
+    return Answer(headline, " ".join(part for part in (detail, _strategies(curve)) if part))
+
+
+def _strategies(curve: Curve) -> str:
+    """What strategies without a depth change, in a sentence."""
+    others = [p for p in curve.points if p.arm.freeze_depth is None and p.loss is not None]
+    if not others or len(others) > MOST_STRATEGIES:
+        return ""
+    changes = [(p.arm.name, _change(p, curve)) for p in others]
+    told = ", ".join(f"{name} by {signed(c.estimate)}{_range(c)}" for name, c in changes)
+    return f"Against full fine-tuning, {curve.metric} changes in points with {told}."
+
+
+def _change(point: Point, curve: Curve) -> stats.Interval:
+    """The metric's change against full fine-tuning, more being more."""
+    assert point.loss is not None
+    return stats.interval(point.loss._replace(estimate=-curve.sign * point.loss.estimate), curve.population)
 
 
 def where(curve: Curve) -> str:
@@ -26,20 +67,23 @@ def where(curve: Curve) -> str:
     return f"{identity['model']} on {identity['dataset']}"
 
 
-def _verdict(curve: Curve, margin: float) -> str:
+def _verdict(curve: Curve, margin: float) -> Answer:
     safe = verdict.deepest_safe(curve, margin)
     if safe.freeze_depth is None:
-        return (f"No frozen depth of {where(curve)} is shown to lose at most {verdict.margin_text(margin)} of "
-                f"{curve.metric}: {safe.reason}.")
+        return Answer(f"No frozen depth of {where(curve)} is shown to lose at most {margin_text(margin)} of "
+                      f"{curve.metric} against full fine-tuning.", _sentence(safe.reason))
     point = next(p for p in curve.depths if p.arm.freeze_depth == safe.freeze_depth)
-    what = depth_phrase(curve, point)
-    bound = verdict.loss_bound(point, curve)
-    text = (f"You can freeze {what} of {where(curve)}: every depth up to it loses at most "
-            f"{verdict.margin_text(margin)} of {curve.metric} against full fine-tuning, and it itself at "
-            f"most {points(max(bound, 0.0))} (95% confidence{_saving(curve, point)}).")
+    bound = max(verdict.loss_bound(point, curve), 0.0)
+    headline = (f"You can freeze {depth_phrase(curve, point)} of {where(curve)}: it loses at most {points(bound)} "
+                f"points of {curve.metric} against full fine-tuning (95% confidence){_saving(curve, point)}.")
+    up_to = f"Every depth up to it is shown to lose at most {margin_text(margin)}."
     if safe.freeze_depth == verdict.sequence(curve)[-1].arm.freeze_depth:
-        return f"{text} No deeper freeze was tried."
-    return f"{text} {safe.reason[0].upper()}{safe.reason[1:]}."
+        return Answer(headline, f"{up_to} No deeper freeze was tried.")
+    return Answer(headline, f"{up_to} {_sentence(safe.reason)}")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def depth_phrase(curve: Curve, point: Point) -> str:
@@ -53,35 +97,23 @@ def depth_phrase(curve: Curve, point: Point) -> str:
 
 
 def _saving(curve: Curve, point: Point) -> str:
-    """', in 45% of the training time', where times are known and it is faster."""
+    """' and trains in 45% of the time', where times are known and it is faster."""
     assert curve.reference is not None
     own, full = point.alone_seconds, curve.reference.alone_seconds
-    return f"; training takes {own / full:.0%} of the time" if own and full and own < full else ""
+    return f" and trains in {own / full:.0%} of the time" if own and full and own < full else ""
 
 
-def _no_verdict(curve: Curve) -> str:
-    """What can be said without one: the deepest depth's change, or the level."""
-    reason = verdict.blocked(curve)
+def _no_verdict(curve: Curve) -> Answer:
+    """What can be said without one: the deepest depth's change, or the best level."""
+    headline = f"No verdict for {where(curve)}: {verdict.blocked(curve)}."
     deepest = next((p for p in reversed(verdict.sequence(curve)) if p.loss is not None), None)
-    if deepest is None or deepest.loss is None:
-        level = max(curve.points, key=lambda p: curve.sign * p.interval.estimate)
-        return (f"No verdict for {where(curve)}: {reason}. The best of what was tried is {level.arm.name} with "
-                f"{curve.metric} {percent(level.interval.estimate)}{_between(level.interval)}.")
-    change = stats.interval(deepest.loss._replace(estimate=-deepest.loss.estimate), curve.population)
-    return (f"No verdict for {where(curve)}: {reason}. Freezing {depth_phrase(curve, deepest)} changes "
-            f"{curve.metric} by {signed(change.estimate)} points{_range(change)}.")
-
-
-def percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}%"
-
-
-def signed(fraction: float) -> str:
-    """A change in points with its sign; a true minus."""
-    text = points(abs(fraction))
-    if text == "0.0":
-        return "0.0"
-    return ("+" if fraction > 0 else "−") + text
+    if deepest is None:
+        best = max(curve.points, key=lambda p: curve.sign * p.interval.estimate)
+        return Answer(headline, f"The best of what was tried is {best.arm.name} with {curve.metric} "
+                                f"{percent(best.interval.estimate)}{_between(best.interval)}.")
+    change = _change(deepest, curve)
+    return Answer(headline, f"Freezing {depth_phrase(curve, deepest)} changes {curve.metric} by "
+                            f"{signed(change.estimate)} points{_range(change)}.")
 
 
 def _between(interval: stats.Interval) -> str:

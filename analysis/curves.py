@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
 from typing import Any
@@ -100,7 +100,8 @@ class Point:
 
     @property
     def trials(self) -> list[Trial]:
-        return [self.choice.setting.trials[seed] for seed in self.measured.seeds]
+        complete = self.choice.setting.trials
+        return [complete[seed] for seed in self.measured.seeds if seed in complete]
 
     def cost(self, name: str) -> float | None:
         """Mean over seeds of a figure of `record.cost`."""
@@ -275,3 +276,26 @@ class _Reader:
     def _note(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
+
+
+def counted_at_baseline(curve: Curve) -> Curve | None:
+    """The curve with every seed that has no result counted at the baseline; None where none is missing."""
+    if not curve.missing or curve.baseline_rows is None:
+        return None
+    measured = [(p.choice, _with_baseline(p.measured, sorted(p.choice.missing), curve.baseline_rows))
+                for p in curve.points]
+    reference = next((m for choice, m in measured if choice.arm.is_reference), None)
+    points = [_point(choice, m, reference, curve.sign, curve.population) for choice, m in measured]
+    return replace(curve, points=points)
+
+
+def _with_baseline(m: Measured, missing: Sequence[int], level: np.ndarray | float) -> Measured:
+    if not missing:
+        return m
+    seeds, count = (*m.seeds, *missing), len(missing)
+    value = float(np.mean(level))
+    rows = m.rows if m.rows is None else np.vstack([m.rows, np.tile(level * np.ones(m.rows.shape[1]), (count, 1))])
+    draws = m.replicates
+    if draws is not None:
+        draws = np.vstack([draws, np.full((count, draws.shape[1]), value)])
+    return Measured(seeds, np.append(m.values, [value] * count), rows, draws)

@@ -11,11 +11,13 @@ from analysis.load import Loaded, SweepPlan, Trial
 from finetune.config import CONTENT, KNOBS, NEVER
 
 COMPARED = {"freeze_depth", "strategy", "seed"}
+# A data set has one name per machine (a path), a model too: their digests tell whether they are the same.
+_NAMED_BY = {"dataset": "data", "model": "weights", "split_seed": "data"}
 _CURVE_GROUPS = {"freezing", "randomness", "data", "model", "execution"}
 # A knob of these groups makes a curve of its own per value; the others are tuned: the best value is chosen per depth.
 CURVE_KNOBS = [
     knob.name for knob in KNOBS.values()
-    if knob.in_trial_id not in (NEVER, CONTENT) and knob.name not in COMPARED
+    if knob.name != "split_seed" and knob.in_trial_id not in (NEVER, CONTENT) and knob.name not in COMPARED
     and (knob.group in _CURVE_GROUPS or knob.name == "pooling")
 ]
 TUNED_KNOBS = [knob.name for knob in KNOBS.values() if knob.group in {"head", "optimization"}
@@ -78,11 +80,11 @@ def _sortable(value: Any) -> tuple[bool, float, str]:
 def _identity(trial: Trial, by: Sequence[str]) -> dict[str, Any]:
     record = trial.record
     identity: dict[str, Any] = {
-        "sweep": trial.sweep, "dataset": dataset_name(trial), "data": record.data.get("fingerprint"),
-        "model": short_name(str(record.config.get("model_name_or_path", "?"))), "metric": record.metric,
-        "task": record.task,
+        "sweep": trial.sweep, "dataset": dataset_name(trial), "split_seed": record.config.get("split_seed"),
+        "data": record.data.get("fingerprint"), "model": short_name(str(record.config.get("model_name_or_path", "?"))),
+        "weights": record.effective.get("model"), "metric": record.metric, "task": record.task,
     }
-    for name in [*CURVE_KNOBS, *by]:
+    for name in dict.fromkeys([*CURVE_KNOBS, *by]):
         identity[name] = _ANY if _is_inert(trial, name) else trial.knobs.get(name)
     return identity
 
@@ -95,14 +97,17 @@ def _asked(identity: dict[str, Any], trial: Trial) -> dict[str, Any]:
     return {name: trial.record.config.get(name) if value is _ANY else value for name, value in identity.items()}
 
 
+def _deciding(identity: dict[str, Any]) -> list[str]:
+    """Without names where the digest of what they name is known."""
+    return [name for name in identity if name not in _NAMED_BY or identity[_NAMED_BY[name]] is None]
+
+
 def _key(identity: dict[str, Any]) -> str:
-    # A data set has one name per machine (a path); its fingerprint tells whether it is the same.
-    return repr([value for name, value in identity.items() if name != "dataset" or identity["data"] is None])
+    return repr([identity[name] for name in _deciding(identity)])
 
 
 def _matches(identity: dict[str, Any], other: dict[str, Any]) -> bool:
-    names = [name for name in identity if name != "dataset" or identity["data"] is None]
-    return all(identity[name] is _ANY or identity[name] == other[name] for name in names)
+    return all(identity[name] is _ANY or identity[name] == other[name] for name in _deciding(identity))
 
 
 def dataset_name(trial: Trial) -> str:
@@ -117,18 +122,25 @@ def short_name(name: str) -> str:
 
 
 def _labelled(groups: list[Group]) -> list[Group]:
+    """Groups with a label of what differs between them: names where they suffice, digests where they do not."""
     if len(groups) == 1:
         return groups
-    names = [name for name in groups[0].identity if len({repr(g.identity[name]) for g in groups}) > 1]
-    if "dataset" in names and len({g.identity["dataset"] for g in groups}) == len({g.identity["data"] for g in groups}):
-        names = [name for name in names if name not in ("data", "task", "metric")]
+    names = [name for name in groups[0].identity if _values(groups, [name]) > 1]
+    follows = {digest: name for name, digest in _NAMED_BY.items() if name in names}
+    for digest, name in follows.items():
+        if digest in names and _values(groups, [name]) >= _values(groups, [digest]):
+            names = [other for other in names if other not in (digest, "task", "metric")]
     return [Group(g.identity, g.trials, ", ".join(_part(name, g.identity[name]) for name in names), g.plans)
             for g in groups]
+
+
+def _values(groups: Sequence[Group], names: Sequence[str]) -> int:
+    return len({repr([group.identity[name] for name in names]) for group in groups})
 
 
 def _part(name: str, value: Any) -> str:
     if name in ("dataset", "model", "sweep"):
         return str(value)
-    if name == "data":
-        return f"data {str(value)[:8]}"
+    if name in ("data", "weights"):
+        return f"{name} {str(value)[:8]}"
     return f"{name} {'all' if value is None and name == 'train_size' else value}"

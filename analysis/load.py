@@ -35,7 +35,8 @@ class Trial:
     @cached_property
     def knobs(self) -> dict[str, Any]:
         """Dotted knobs as they acted: the configuration, with inert knobs None."""
-        return {**flatten(self.record.config), **flatten(self.record.effective)}
+        asked, acted = flatten(self.record.config), flatten(self.record.effective)
+        return {**asked, **{name: value for name, value in acted.items() if name in asked}}
 
     @property
     def seed(self) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from analysis import svg, verdict
 from analysis.curves import Curve, Point
 from analysis.load import Arm
+from analysis.words import margin_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,7 +117,7 @@ def _draw_references(curve: DepthCurve, places: dict[int, int], ax: Axes) -> Non
                    label="full fine-tuning")
         edge = curve.reference - curve.sign * curve.margin
         ax.axhspan(scale * edge, scale * curve.reference, color=svg.GREEN, alpha=0.14, linewidth=0, zorder=0,
-                   label=f"within the margin of {verdict.margin_text(curve.margin)}")
+                   label=f"within the margin of {margin_text(curve.margin)}")
     if curve.safe_depth is not None:
         ax.axvspan(-0.4, places[curve.safe_depth] + 0.4, color=svg.SKY, alpha=0.16, linewidth=0, zorder=0,
                    label="shown safe")
@@ -124,9 +125,19 @@ def _draw_references(curve: DepthCurve, places: dict[int, int], ax: Axes) -> Non
 
 
 def _draw_baseline(curve: DepthCurve, ax: Axes) -> None:
-    if curve.baseline is not None:
-        ax.axhline(scale_of(curve.metric) * curve.baseline, color=svg.ORANGE, linewidth=1.2, linestyle=":", zorder=1,
-                   label="majority baseline" if curve.metric in FRACTIONS else "baseline")
+    """A line, or, where it would squeeze the curve into a corner, a note at the edge of the axis."""
+    if curve.baseline is None:
+        return
+    name = "majority baseline" if curve.metric in FRACTIONS else "baseline"
+    bottom, top = ax.get_ylim()
+    level = scale_of(curve.metric) * curve.baseline
+    if bottom - 1.5 * (top - bottom) <= level <= top + 1.5 * (top - bottom):
+        ax.axhline(level, color=svg.RED, linewidth=1.2, linestyle=":", zorder=1, label=name)
+        return
+    below = level < bottom
+    text = f"{name} {number(curve.metric, curve.baseline)} {'↓' if below else '↑'}"
+    ax.annotate(text, (0.012, 0.015 if below else 0.985), xycoords="axes fraction", va="bottom" if below else "top",
+                fontsize=8.5)
 
 
 def _legend_below(ax: Axes) -> None:

@@ -55,17 +55,20 @@ def planned(n_seeds: int, n_examples: int, **expected: float) -> str:
 
 
 def what_would_show(parts: Parts, n_examples: int, margin: float, population: Population = "new_text") -> str:
-    """What it would take to show a loss of at most `margin`, if the loss is what was estimated; `parts` of the loss."""
+    """What it would take to show that the loss is below `margin`, as half a sentence; `parts` of the loss.
+
+    Planned for 80% power if the loss is what was estimated.
+    """
     room = margin - parts.estimate
     if parts.n_seeds < 2:
-        return "more seeds"
+        return "more seeds would show more"
     if room <= 0:
-        return "nothing, if the estimate is right: the estimated loss itself is not below the margin"
+        return "the estimate itself is not below the margin, so more data would hardly show it"
     seeds = _seeds_needed(parts, room, population)
     if seeds is not None:
-        return f"about {seeds} seeds"
+        return f"to show it would take about {seeds} seeds"
     rows = math.ceil(n_examples * (_floor(parts) / room) ** 2)
-    return f"no number of seeds; about {_round_up(rows):,} test examples"
+    return f"no number of seeds would show it; about {_round_up(rows):,} test examples would"
 
 
 def _seeds_needed(parts: Parts, room: float, population: Population) -> int | None:

@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 from analysis.groups import Group
@@ -146,15 +146,12 @@ def _why_lost(trial: Trial, metric: str) -> str | None:
 def choose(options: Sequence[Setting], metric: str) -> Setting | None:
     """The setting that is best on validation by its mean over seeds; ties go to the smallest setting_id.
 
-    A pruned setting lost already. One that was tried with fewer seeds than the median of the others is not eligible:
-    one lucky seed would win.
+    One that lacks seeds which others have (failed, pruned, not run) is not comparable and cannot win.
     """
-    usable = [s for s in options if s.trials]
-    usable = [s for s in usable if "pruned" not in s.lost.values()] or usable
-    if not usable:
+    most = max((len(s.trials) for s in options), default=0)
+    if most == 0:
         return None
-    tried = median(len(s.trials) + len(s.lost) for s in usable)
-    eligible = [s for s in usable if len(s.trials) + len(s.lost) >= tried]
+    eligible = [s for s in options if len(s.trials) == most]
     sign = 1 if higher_is_better(metric) else -1
     return min(eligible, key=lambda s: (-sign * s.score("validation", metric), s.setting_id))
 

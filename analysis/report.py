@@ -14,13 +14,14 @@ from analysis.curves import Curve, measure
 from analysis.figures import Figure, make_figures
 from analysis.groups import make_groups
 from analysis.load import Loaded, load_sources
-from analysis.page import render_html
+from analysis.page import render
 from analysis.protocol import make_protocol
 from analysis.stats import Population
 from analysis.summary import summarize
 from analysis.svg import standalone
+from analysis.tables import write_tables
 from finetune.errors import ConfigError
-from finetune.files import atomic_write
+from finetune.files import atomic_write, disk_errors
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,25 @@ def write_report(
     loaded = load_sources(sources)
     curves = make_curves(loaded, population=population, metric=metric, by=by)
     margins = list(margins or [own_margin(curves)])
-    summary = summarize(curves, margins, checks.all_warnings(loaded, curves))
-    figures = make_figures(curves, margins[0])
+    summary = summarize(curves, margins, checks.all_warnings(loaded, curves, margins))
+    figures = make_figures(curves, margins[0], loaded.probes)
     folder = folder or default_folder(sources, curves)
-    for figure in figures:
-        atomic_write(folder / "figures" / f"{figure.name}.svg", standalone(figure.svg, figure.title), "a figure")
-    atomic_write(folder / "report.html", render_html(summary, curves, figures), "the report")
-    atomic_write(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-                 "the summary")
+    documents = render(summary, curves, figures, margins)
+    documents |= {f"figures/{figure.name}.svg": standalone(figure.svg, figure.title) for figure in figures}
+    documents["summary.json"] = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    forget_old(folder)
+    write_tables(folder / "tables", loaded.trials)
+    for name, text in documents.items():
+        atomic_write(folder / name, text, "the report")
     return Report(folder, summary, curves, figures)
+
+
+def forget_old(folder: Path) -> None:
+    """Figures and tables of an earlier report that this one may not have again."""
+    with disk_errors("the report", folder):
+        for pattern in ("figures/*.svg", "tables/*.tex"):
+            for path in folder.glob(pattern):
+                path.unlink()
 
 
 def make_curves(

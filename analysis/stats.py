@@ -57,13 +57,13 @@ def split_parts(d: np.ndarray) -> Parts:
     """
     d = np.asarray(d, dtype=np.float64)
     n_seeds, n_rows = d.shape
-    by_seed, by_row, grand = d.mean(axis=1), d.mean(axis=0), d.mean()
-    b = by_row.var(ddof=1) / n_rows if n_rows > 1 else math.nan
+    by_seed, by_row, grand = d.mean(axis=1), d.mean(axis=0), float(d.mean())
+    b = float(by_row.var(ddof=1)) / n_rows if n_rows > 1 else math.nan
     if n_seeds == 1:
         return Parts(grand, math.nan, b, 1, 0)
     residual = d - by_seed[:, None] - by_row[None, :] + grand
     e = float((residual**2).sum()) / ((n_seeds - 1) * max(n_rows - 1, 1) * n_seeds * n_rows)
-    return Parts(float(grand), float(by_seed.var(ddof=1)) / n_seeds, max(b - e, 0.0), n_seeds, n_seeds - 1)
+    return Parts(grand, float(by_seed.var(ddof=1)) / n_seeds, max(b - e, 0.0), n_seeds, n_seeds - 1)
 
 
 def replicate_parts(values: np.ndarray, replicates: np.ndarray) -> Parts:

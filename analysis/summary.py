@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from analysis import answer, power, verdict
-from analysis.curves import Curve, Point
+import numpy as np
+
+from analysis import answer, power, stats, verdict
+from analysis.curves import Curve, Point, counted_at_baseline
+from analysis.plots_cost import COSTS, pareto
 from analysis.stats import VERDICT_SEEDS
 
 METHODS = {
@@ -19,10 +22,11 @@ METHODS = {
 
 def summarize(curves: Sequence[Curve], margins: Sequence[float], warnings: Sequence[Any]) -> dict[str, Any]:
     """The whole summary; what differs between curves is a list in their order, what does not is one value."""
+    found = answer.answer(curves, margins[0])
     return finite({
         **_same_or_list([_identity(curve) for curve in curves]),
         "curves": [curve.name for curve in curves],
-        "answer": answer.answer(curves, margins[0]),
+        "answer": f"{found.headline} {found.detail}".strip(), "headline": found.headline, "detail": found.detail,
         "curve": [entry(curve, point) for curve in curves for point in curve.points],
         "deepest_safe_freeze": [
             {**_curve(curve), **verdict.deepest_safe(curve, margin)._asdict()} for curve in curves for margin in margins
@@ -31,7 +35,13 @@ def summarize(curves: Sequence[Curve], margins: Sequence[float], warnings: Seque
                       for curve in curves for share in verdict.KEPT_SHARES],
         **_same_or_list([_method(curve) for curve in curves]),
         "comparisons": [comparison._asdict() for comparison in all_comparisons(curves)],
-        "pareto": [],
+        "pareto": [
+            {"cost": cost.name, **point._asdict()}
+            for cost in COSTS for curve in curves for point in pareto(curve, cost)
+        ],
+        "seed_correlation": [{**_curve(curve), **entry} for curve in curves for entry in seed_correlations(curve)],
+        "lost_seeds_at_baseline": [entry for curve in curves for entry in pessimistic(curve)],
+        "cost": [{**_curve(curve), **total_cost(curve)} for curve in curves],
         "warnings": [warning._asdict() for warning in warnings],
     })
 
@@ -65,6 +75,37 @@ def detectable(curve: Curve) -> float | None:
     margins = [power.realised_margin(p.loss, curve.population) for p in curve.points if p.loss is not None]
     margins = [margin for margin in margins if math.isfinite(margin)]
     return median(margins) if margins else None
+
+
+def seed_correlations(curve: Curve) -> list[dict[str, Any]]:
+    """Realised correlation over common seeds of every arm with full fine-tuning: what pairing by seed gains."""
+    full = curve.reference
+    found = []
+    for point in curve.points if full is not None else []:
+        common = [seed for seed in point.measured.seeds if seed in full.measured.seeds]
+        if point is not full and len(common) > 2:
+            pair = np.stack([full.measured.pick(common).values, point.measured.pick(common).values])
+            found.append({"freeze_depth": point.arm.freeze_depth, "strategy": point.arm.strategy, "seeds": len(common),
+                          "correlation": float(stats.seed_correlation(pair)[0, 1])})
+    return found
+
+
+def pessimistic(curve: Curve) -> list[dict[str, Any]]:
+    """The curve with lost seeds counted at the baseline; [] where none is lost."""
+    counted = counted_at_baseline(curve)
+    return [] if counted is None else [
+        {**_curve(curve), "freeze_depth": point.arm.freeze_depth, "strategy": point.arm.strategy,
+         **dict(zip(("estimate", "low", "high"), point.interval, strict=False))} for point in counted.points]
+
+
+def total_cost(curve: Curve) -> dict[str, Any]:
+    """What all trials of the curve took, as executed, and what reuse of frozen prefixes saved."""
+    records = [trial.record for trial in curve.protocol.group.trials]
+    return {
+        "trials": len(records), "train_seconds": sum(r.cost.get("train_seconds") or 0.0 for r in records),
+        "evaluation_seconds": sum(r.cost.get("evaluation_seconds") or 0.0 for r in records),
+        "saved_seconds": sum(r.prefix.get("saved_seconds") or 0.0 for r in records),
+    }
 
 
 def _curve(curve: Curve) -> dict[str, Any]:

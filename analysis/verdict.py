@@ -9,8 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis import power, stats
-from analysis.curves import Curve, Point, difference
+from analysis.curves import Curve, Measured, Point, difference
 from analysis.load import Arm
+from analysis.stats import Parts
+from analysis.words import margin_text, points
 
 CONFIDENCE = 0.95
 KEPT_SHARES = (0.99, 0.95, 0.90)
@@ -35,7 +37,11 @@ class Kept(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """a - b in the metric's own direction, with its two-sided 95% interval."""
+    """a - b in the metric's own direction, with its two-sided 95% interval.
+
+    bootstrap_low and bootstrap_high: the crossed bootstrap of seeds and rows, a cross-check; mcnemar_p: of two single
+    checkpoints. nan where they do not apply.
+    """
 
     a: str
     b: str
@@ -44,17 +50,10 @@ class Comparison(NamedTuple):
     high: float
     p_value: float
     p_adjusted: float
+    bootstrap_low: float
+    bootstrap_high: float
+    mcnemar_p: float
     note: str
-
-
-def points(fraction: float) -> str:
-    """A difference in percentage points, for a sentence; never '-0.0'."""
-    rounded = round(100 * fraction, 1) + 0.0
-    return f"{rounded:.1f}"
-
-
-def margin_text(margin: float) -> str:
-    return f"{100 * margin:g} point" + ("" if margin == 0.01 else "s")
 
 
 def loss_bound(point: Point, curve: Curve, confidence: float = CONFIDENCE) -> float:
@@ -104,11 +103,12 @@ def deepest_safe(curve: Curve, margin: float, confidence: float = CONFIDENCE) ->
 def _why_stopped(curve: Curve, point: Point, bound: float, margin: float) -> str:
     assert point.loss is not None
     text = (f"{point.arm.name} is not shown safe: it loses {points(point.loss.estimate)} points, "
-            f"at most {points(bound)} (95%)")
+            f"at most {points(bound)} with 95% confidence")
     if stats.lower_bound(point.loss, curve.population) > margin:
-        return f"{text}, and at least {points(stats.lower_bound(point.loss, curve.population))}: it is too deep"
+        least = points(stats.lower_bound(point.loss, curve.population))
+        return f"{text} and at least {least}: it is too deep"
     needed = power.what_would_show(point.loss, curve.n_examples or 0, margin, curve.population)
-    return f"{text}; to show it would take {needed}"
+    return f"{text}; {needed}"
 
 
 def kept(curve: Curve, share: float, confidence: float = CONFIDENCE) -> Kept:
@@ -137,41 +137,54 @@ def _kept_bound(curve: Curve, point: Point, share: float, confidence: float) -> 
 
 def compare_to_full(curve: Curve) -> list[Comparison]:
     """Every arm against full fine-tuning, Holm-adjusted over the curve."""
-    compared = [point for point in curve.points if point.loss is not None]
-    p_values = [stats.p_value(point.loss, curve.population) for point in compared if point.loss is not None]
-    adjusted = stats.holm(p_values)
-    return [_comparison(curve, point, p, q) for point, p, q in zip(compared, p_values, adjusted, strict=True)]
+    full = curve.reference
+    if full is None:
+        return []
+    name = _named(curve, full.arm)
+    return _compared([(_named(curve, point.arm), name, point.measured, full.measured)
+                      for point in curve.points if point is not full], curve)
 
 
-def _comparison(curve: Curve, point: Point, p: float, adjusted: float) -> Comparison:
-    assert point.loss is not None and curve.reference is not None
-    change = stats.interval(point.loss._replace(estimate=-curve.sign * point.loss.estimate), curve.population)
-    note = ", ".join(part for part in (change.tag, "" if point.paired else "seeds not paired") if part)
-    return Comparison(_named(curve, point.arm), _named(curve, curve.reference.arm), change.estimate, change.low,
-                      change.high, p, adjusted, note)
+def compare_curves(curves: Sequence[Curve]) -> list[Comparison]:
+    """The same arm on different curves against the first of them, where the test rows are the same. Holm over all."""
+    first, pairs = curves[0], []
+    for other in (curve for curve in curves[1:] if same_rows(first, curve)):
+        for point in other.points:
+            base = next((p for p in first.points if p.arm == point.arm), None)
+            if base is not None:
+                pairs.append((_named(other, point.arm), _named(first, base.arm), point.measured, base.measured))
+    return _compared(pairs, first)
+
+
+def _compared(pairs: Sequence[tuple[str, str, Measured, Measured]], curve: Curve) -> list[Comparison]:
+    found = [(a, b, x, y, change) for a, b, x, y in pairs if (change := difference(x, y)) is not None]
+    p_values = [stats.p_value(change[0], curve.population) for *_, change in found]
+    return [_comparison(curve, *entry, p, q) for entry, p, q in zip(found, p_values, stats.holm(p_values), strict=True)]
+
+
+def _comparison(curve: Curve, a: str, b: str, x: Measured, y: Measured, change: tuple[Parts, bool], p: float,
+                adjusted: float) -> Comparison:
+    parts, paired = change
+    found = stats.interval(parts, curve.population)
+    note = ", ".join(part for part in (found.tag, "" if paired else "seeds not paired") if part)
+    return Comparison(a, b, found.estimate, found.low, found.high, p, adjusted, *_cross_check(x, y), note)
+
+
+def _cross_check(x: Measured, y: Measured) -> tuple[float, float, float]:
+    """(low, high) of the crossed bootstrap over common seeds, and McNemar's p for two single checkpoints."""
+    common = [seed for seed in x.seeds if seed in y.seeds]
+    if x.rows is None or y.rows is None or not common:
+        return math.nan, math.nan, math.nan
+    a, b = x.pick(common).rows, y.pick(common).rows
+    assert a is not None and b is not None
+    if len(common) == 1:
+        right_or_wrong = np.isin(np.concatenate([a, b]), (0.0, 1.0)).all()
+        return math.nan, math.nan, stats.mcnemar(a[0], b[0]) if right_or_wrong else math.nan
+    return *stats.crossed_bootstrap(a - b, np.random.default_rng(0)), math.nan
 
 
 def _named(curve: Curve, arm: Arm) -> str:
     return f"{arm.name} ({curve.name})" if curve.name else arm.name
-
-
-def compare_curves(curves: Sequence[Curve]) -> list[Comparison]:
-    """The same arm on different curves, against the first of them; where the test rows are the same. Holm over all."""
-    found = []
-    for other in curves[1:]:
-        for point in other.points:
-            base = next((p for p in curves[0].points if p.arm == point.arm), None)
-            if base is None or not same_rows(curves[0], other):
-                continue
-            change = difference(point.measured, base.measured)
-            if change is not None:
-                found.append((_named(other, point.arm), _named(curves[0], base.arm), *change))
-    population = curves[0].population
-    p_values = [stats.p_value(parts, population) for _, _, parts, _ in found]
-    return [
-        Comparison(a, b, *stats.interval(parts, population)[:3], p, q, "" if paired else "seeds not paired")
-        for (a, b, parts, paired), p, q in zip(found, p_values, stats.holm(p_values), strict=True)
-    ]
 
 
 def same_rows(a: Curve, b: Curve) -> bool:

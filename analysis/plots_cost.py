@@ -1,0 +1,137 @@
+"""Quality against what it costs, with the Pareto front; and every arm's difference to full fine-tuning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from analysis import stats, svg
+from analysis.curves import Curve, Point
+from analysis.plots import axis_name, number, scale_of
+from analysis.words import signed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class CostPoint(NamedTuple):
+    """One arm in the Pareto picture; quality as a fraction with its interval."""
+
+    curve: str
+    freeze_depth: int | None
+    strategy: str
+    label: str
+    cost: float
+    estimate: float
+    low: float
+    high: float
+    on_front: bool
+
+
+class Cost(NamedTuple):
+    """One kind of cost: its name in records, on the axis, and what to divide by."""
+
+    name: str
+    axis: str
+    unit: float
+
+
+COSTS = (
+    Cost("train_seconds", "training time of a trial alone (s)", 1.0),
+    Cost("peak_memory_bytes", "peak memory (GB)", 1e9),
+    Cost("trainable_share", "trainable share (%)", 0.01),
+)
+
+
+def cost_of(point: Point, cost: Cost) -> float | None:
+    """Training time is that of a trial which shares nothing (see `alone_seconds`)."""
+    if cost.name == "train_seconds":
+        return point.alone_seconds
+    if cost.name == "trainable_share":
+        parameters = point.trials[0].record.parameters
+        total = parameters.get("total")
+        return parameters["trainable"] / total if total and "trainable" in parameters else None
+    return point.cost(cost.name)
+
+
+def pareto(curve: Curve, cost: Cost) -> list[CostPoint]:
+    """Arms with a known cost, cheapest first; on the front are those that nothing beats in both."""
+    known = [(price, point) for point in curve.points if (price := cost_of(point, cost)) is not None]
+    known.sort(key=lambda pair: (pair[0], -curve.sign * pair[1].interval.estimate))
+    found, best = [], -math.inf
+    for price, point in known:
+        quality = curve.sign * point.interval.estimate
+        found.append(CostPoint(curve.name, point.arm.freeze_depth, point.arm.strategy, point.arm.label, price,
+                               *point.interval[:3], quality > best))
+        best = max(best, quality)
+    return found
+
+
+def draw_pareto(fronts: Sequence[list[CostPoint]], cost: Cost, metric: str, ax: Axes) -> None:
+    """Quality with error bars against cost, one colour per curve; the front is the stepped line."""
+    scale = scale_of(metric)
+    for index, found in enumerate(fronts):
+        colour, marker = svg.COLOURS[index % len(svg.COLOURS)], svg.MARKERS[index % len(svg.MARKERS)]
+        front = [point for point in found if point.on_front]
+        ax.plot([p.cost / cost.unit for p in front], [scale * p.estimate for p in front], drawstyle="steps-post",
+                color=colour, linewidth=1.2, alpha=0.8, zorder=1)
+        for point in found:
+            x, y = point.cost / cost.unit, scale * point.estimate
+            if not math.isnan(point.low):
+                ax.vlines(x, scale * point.low, scale * point.high, color=colour, linewidth=1.4, zorder=2)
+            mark, = ax.plot([x], [y], marker, color=colour, markersize=6,
+                            markerfacecolor=colour if point.on_front else "none", zorder=3)
+            svg.hover(mark, f"{point.curve + ', ' if point.curve else ''}{_full_label(point)}: "
+                            f"{number(metric, point.estimate)} at {x:.3g} {cost.axis}")
+            ax.annotate(svg.label(point.label, 14), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    ax.set_xlabel(cost.axis)
+    ax.set_ylabel(axis_name(metric))
+    ax.margins(x=0.12)
+
+
+def _full_label(point: CostPoint) -> str:
+    return point.strategy if point.freeze_depth is None else f"depth {point.label}"
+
+
+class Change(NamedTuple):
+    """An arm's difference to full fine-tuning, in the metric's own direction."""
+
+    curve: str
+    label: str
+    estimate: float
+    low: float
+    high: float
+
+
+def changes(curve: Curve) -> list[Change]:
+    found = []
+    for point in curve.points:
+        if point.loss is not None:
+            change = stats.interval(point.loss._replace(estimate=-curve.sign * point.loss.estimate), curve.population)
+            found.append(Change(curve.name, point.arm.name, *change[:3]))
+    return found
+
+
+def draw_changes(found: Sequence[Change], metric: str, margin: float, sign: int, ax: Axes) -> None:
+    """One row per arm: the difference with its interval, beside zero and the margin."""
+    names = list(dict.fromkeys(change.curve for change in found))
+    for place, change in enumerate(found):
+        index = names.index(change.curve)
+        colour = svg.COLOURS[index % len(svg.COLOURS)]
+        if not math.isnan(change.low):
+            ax.hlines(place, 100 * change.low, 100 * change.high, color=colour, linewidth=2.2)
+        mark, = ax.plot([100 * change.estimate], [place], svg.MARKERS[index % len(svg.MARKERS)], color=colour)
+        between = "" if math.isnan(change.low) else f" ({signed(change.low)} to {signed(change.high)})"
+        svg.hover(mark, f"{change.curve + ', ' if change.curve else ''}{change.label}: {signed(change.estimate)} "
+                        f"points{between}")
+    ax.axvline(0, color=svg.INK, linewidth=1, linestyle="--")
+    ax.axvline(-sign * 100 * margin, color=svg.GREEN, linewidth=1.2, linestyle=":")
+    ax.set_yticks(range(len(found)), [svg.label(_row_name(change), 34) for change in found])
+    ax.set_ylim(len(found) - 0.4, -0.6)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel(f"change of test {metric} against full fine-tuning (points); dotted: the margin")
+
+
+def _row_name(change: Change) -> str:
+    return f"{change.label} · {change.curve}" if change.curve else change.label
