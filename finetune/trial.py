@@ -25,17 +25,19 @@ from torch import nn
 from finetune import __version__
 from finetune.config import KNOBS, RESULT, TrialConfig
 from finetune.data import TaskData, encode_split, limit_evaluation, load_task_data, padding_id, subset_train
-from finetune.data.batches import Collator
+from finetune.data.batches import Collator, to_device
 from finetune.errors import ConfigError, Problem, TrialFailed, did_you_mean
 from finetune.evaluation import baseline, compute_metrics, default_metric, higher_is_better, metric_names
 from finetune.files import digest_of
-from finetune.freezing import audit_gradients, resolve_strategy
+from finetune.freezing import AuditReport, FreezePlan, audit_loss, resolve_strategy
 from finetune.loop import Trainer, per_example_loss
-from finetune.models import Backbone, check_pooling, load_backbone, strip_unused_pooler
+from finetune.models import Backbone, LayerStack, check_pooling, load_backbone, prepare_backbone
 from finetune.models.head import Classifier, Head
 from finetune.observer import Observer
 from finetune.randomness import stream_seed
 from finetune.results import SCHEMA, TrialRecord
+
+AUDIT_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,38 @@ def run_trial(config: TrialConfig, *, observer: Observer | None = None) -> Trial
     return outcome
 
 
+def build_classifier(resolved: ResolvedTrial) -> tuple[Classifier, LayerStack]:
+    """A fresh backbone, changed as the configuration asks, with its head; and its parts, bound to it."""
+    config = resolved.config
+    stack = prepare_backbone(resolved.backbone, config, resolved.strategy)
+    generator = torch.Generator().manual_seed(stream_seed(config.seed, "head"))
+    head = Head(stack.width, config.head_size, resolved.data.num_outputs, config.head_dropout, generator)
+    classifier = Classifier(stack.model, head, config.pooling)
+    return classifier, stack.bind(classifier)
+
+
+def encode_splits(resolved: ResolvedTrial) -> dict[str, Collator]:
+    tokenizer = resolved.backbone.tokenizer
+    return {
+        name: Collator(encode_split(split, tokenizer, resolved.max_length), padding_id(tokenizer),
+                       tokenizer.padding_side)
+        for name, split in resolved.data.splits.items()
+    }
+
+
+def audit(classifier: Classifier, plan: FreezePlan, stack: LayerStack, train: Collator, task: str) -> AuditReport:
+    """One forward and backward on real rows. Raises TrialFailed("leak", …) when a gradient reaches a frozen parameter.
+
+    In eval mode: nothing random is drawn, so that training starts from the same state with and without it.
+    """
+    classifier.eval()
+    device = next(classifier.parameters()).device
+    rows = np.arange(min(AUDIT_ROWS, len(train.encoded)))
+    logits = classifier(**to_device(train(rows), device))
+    loss = per_example_loss(task, logits, train.labels(rows).to(device)).mean()
+    return audit_loss(loss, classifier, plan, stack)
+
+
 class _Run:
     """The state of one trial while it trains."""
 
@@ -150,23 +184,18 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.trainer: Trainer | None = None
         self.cost: dict[str, float | None] = {"prefix_seconds": 0.0, "train_seconds": 0.0, "evaluation_seconds": 0.0}
-        self.deepest: int | None = None
+        self.audit: AuditReport | None = None
 
     def train_and_test(self) -> TrialOutcome:
-        config = self.config
-        model = self.resolved.backbone.fresh_model()
-        strip_unused_pooler(model, config.pooling)
-        generator = torch.Generator().manual_seed(stream_seed(config.seed, "head"))
-        head = Head(self.resolved.backbone.width, config.head_size, self.data.num_outputs, config.head_dropout,
-                    generator)
-        classifier = Classifier(model, head, config.pooling).to(self.accelerator.device)
-        splits = self._encoded()
+        classifier, stack = build_classifier(self.resolved)
+        classifier.to(self.accelerator.device)
+        splits = encode_splits(self.resolved)
         trainer = self.trainer = Trainer(
-            config, self.accelerator, classifier, self.resolved.backbone.stack.bind(classifier),
-            self.resolved.strategy, splits["train"], self.data.task, self._class_weights(),
+            self.config, self.accelerator, classifier, stack, self.resolved.strategy, splits["train"],
+            self.data.task, self._class_weights(),
         )
         trainer.enter(epoch=1)
-        self._audit(trainer)
+        self.audit = audit(classifier, trainer.plan, stack, splits["train"], self.data.task)
         self.cost["setup_seconds"] = time.monotonic() - self.started
         self.observer.started(self.resolved.describe() | self._frozen_and_trained())
         best, state = self._epochs(trainer, splits)
@@ -212,34 +241,15 @@ class _Run:
     def _metrics(self, logits: np.ndarray, split: str) -> dict[str, float]:
         return compute_metrics(self.data.task, logits, self.data.splits[split].labels)
 
-    def _encoded(self) -> dict[str, Collator]:
-        tokenizer = self.resolved.backbone.tokenizer
-        return {
-            name: Collator(encode_split(split, tokenizer, self.resolved.max_length), padding_id(tokenizer),
-                           tokenizer.padding_side)
-            for name, split in self.data.splits.items()
-        }
-
     def _frozen_and_trained(self) -> dict[str, Any]:
         """The record's freeze_plan and parameters; trainable is the most that trained in any phase."""
         phases = [plan.describe() for plan in self.trainer.phases] if self.trainer else []
-        if not phases:
+        if not phases or self.audit is None:
             return {"freeze_plan": [], "parameters": {}}
         trainable = max(phase["trainable_parameters"] for phase in phases)
-        return {"freeze_plan": phases,
+        return {"freeze_plan": phases, "audit": self.audit.describe(),
+                "deepest_trainable_layer": min(phase["deepest_trainable_layer"] for phase in phases),
                 "parameters": {"total": phases[0]["total_parameters"], "trainable": trainable}}
-
-    def _audit(self, trainer: Trainer) -> None:
-        """One forward and backward on real rows must reach no frozen parameter."""
-        trainer.classifier.eval()
-        device = self.accelerator.device
-        rows = np.arange(min(4, len(trainer.train.encoded)))
-        inputs = {name: tensor.to(device) for name, tensor in trainer.train(rows).items()}
-        loss = per_example_loss(self.data.task, trainer.classifier(**inputs), trainer.train.labels(rows).to(device))
-        loss.mean().backward()
-        report = audit_gradients(trainer.classifier, trainer.plan, trainer.stack)
-        self.deepest = report.deepest_trainable_layer
-        trainer.classifier.zero_grad(set_to_none=True)
 
     def _class_weights(self) -> torch.Tensor | None:
         if self.config.class_weights == "none" or self.data.task != "classification":
@@ -281,7 +291,7 @@ class _Run:
         return TrialRecord(
             trial_id=resolved.trial_id, setting_id=resolved.setting_id, state=state, config=_recorded_config(resolved),
             effective=resolved.effective, task=data.task, metric=resolved.metric,
-            num_layers=resolved.backbone.num_layers, deepest_trainable_layer=self.deepest, **self._frozen_and_trained(),
+            num_layers=resolved.backbone.num_layers, **self._frozen_and_trained(),
             baseline=baseline(data), history=self.history, cost=self.cost,
             data={"name": data.name, "fingerprint": data.fingerprint, "label_names": data.label_names,
                   "rows": {name: len(split) for name, split in data.splits.items()},

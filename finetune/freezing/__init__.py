@@ -5,7 +5,8 @@ from typing import Any
 
 _HOME = {
     "FreezePlan": "plan", "Moment": "strategies", "Strategy": "strategies", "resolve_strategy": "strategies",
-    "AuditReport": "audit", "audit_gradients": "audit", "frozen_digest": "audit",
+    "AuditReport": "audit", "audit_gradients": "audit", "audit_loss": "audit", "check_frozen": "audit",
+    "frozen_digests": "audit",
     "layer_scales": "decay", "part_gradient_norms": "audit",
 }
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finetune.errors import TrialFailed
 from finetune.freezing.plan import BACKBONE_PREFIX, HEAD_PREFIX, FreezePlan
@@ -51,14 +52,31 @@ def audit_gradients(classifier: nn.Module, plan: FreezePlan, stack: LayerStack) 
     )
 
 
-def frozen_digest(classifier: nn.Module, plan: FreezePlan) -> str:
-    """sha256 over the bytes of every frozen parameter, in name order."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(classifier.named_parameters()):
-        if name in plan.frozen:
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def audit_loss(loss: Tensor, classifier: nn.Module, plan: FreezePlan, stack: LayerStack) -> AuditReport:
+    """`audit_gradients` after a backward pass of its own from `loss` (a scalar); leaves no gradient behind."""
+    try:
+        loss.backward()
+        return audit_gradients(classifier, plan, stack)
+    finally:
+        classifier.zero_grad(set_to_none=True)
+
+
+def frozen_digests(classifier: nn.Module, plan: FreezePlan) -> dict[str, str]:
+    """sha256 of the bytes of every frozen parameter."""
+    return {name: hashlib.sha256(_bytes(parameter)).hexdigest()
+            for name, parameter in classifier.named_parameters() if name in plan.frozen}
+
+
+def _bytes(parameter: Tensor) -> memoryview:
+    return parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def check_frozen(classifier: nn.Module, plan: FreezePlan, before: Mapping[str, str]) -> None:
+    """Raises TrialFailed("leak", …) with the names when a frozen parameter is not what `frozen_digests` gave before."""
+    now = frozen_digests(classifier, plan)
+    moved = sorted(name for name in before if now[name] != before[name])
+    if moved:
+        raise TrialFailed("leak", f"{moved[0]} is frozen and changed during training (and {len(moved) - 1} more)")
 
 
 def part_gradient_norms(stack: LayerStack) -> dict[str, float]:
