@@ -25,6 +25,10 @@ class Observer:
         """One epoch (counted from 1) is validated; `entry` is its line of the record's history."""
         return "continue"
 
+    def interrupted(self, signum: int) -> Verdict:
+        """A signal ends the training: "prune" when it means that the trial is not wanted any longer."""
+        return "stop"
+
     def finished(self, record: TrialRecord, predictions: Mapping[str, np.ndarray]) -> None:
         """The trial is over, whatever its state."""
 
@@ -46,6 +50,10 @@ class Observers(Observer):
     def epoch_ended(self, epoch: int, entry: Mapping[str, Any]) -> Verdict:
         verdicts = [observer.epoch_ended(epoch, entry) for observer in self.observers]
         return max(verdicts, key=["continue", "prune", "stop"].index, default="continue")
+
+    def interrupted(self, signum: int) -> Verdict:
+        verdicts = [observer.interrupted(signum) for observer in self.observers]
+        return "prune" if "prune" in verdicts else "stop"
 
     def finished(self, record: TrialRecord, predictions: Mapping[str, np.ndarray]) -> None:
         for observer in self.observers:

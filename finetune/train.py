@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from finetune.config import TrialConfig, knob_help
 from finetune.errors import ConfigError, EnvironmentProblem, FinetuneError, Interrupted
 from finetune.files import FileLock
-from finetune.observer import Observer
+from finetune.launch import agreed, agreed_knobs, end_with_launcher, is_main_process, process_count
+from finetune.observer import Observer, Observers
 from finetune.results import RecordStore, TrialRecord
+from finetune.tracking import Tracker, in_sweep, open_tracker, refuse
 
 FLAGS = {"--force": "train even when a complete record exists", "--json": "print the record as JSON on stdout"}
 
@@ -55,8 +61,15 @@ def run(argv: Sequence[str]) -> int:
         print(knob_help())
         return 0
     knobs, flags = parse_argv(argv)
-    signal.signal(signal.SIGTERM, _interrupted)
-    config = TrialConfig.from_mapping(knobs)
+    if handles_signals():
+        signal.signal(signal.SIGTERM, _interrupted)
+        end_with_launcher()
+    knobs = agreed_knobs(knobs)
+    try:
+        config = TrialConfig.from_mapping(knobs)
+    except ConfigError as error:
+        refuse(knobs, error)
+        raise
     record = train(config, force="--force" in flags)
     if record is None:  # not the main process
         return 0
@@ -68,26 +81,58 @@ def run(argv: Sequence[str]) -> int:
 
 
 def train(config: TrialConfig, *, force: bool = False) -> TrialRecord | None:
-    """Run the trial and publish its record; a complete one is returned instead of trained again.
+    """Run the trial, publish its record and mirror it to W&B; a complete one is returned instead of trained again.
 
     Returns None on every process but the main one.
     """
+    store, tracker = RecordStore(config.output_dir or default_output_dir()), open_tracker(config)
+    try:
+        return _train(config, store, tracker, force)
+    except BaseException as error:
+        tracker.close(error)
+        raise
+
+
+def _train(config: TrialConfig, store: RecordStore, tracker: Tracker, force: bool) -> TrialRecord | None:
     from finetune.trial import resolve_trial, run_trial
 
-    store = RecordStore(config.output_dir or default_output_dir())
-    main_process = int(os.environ.get("RANK", "0")) == 0
-    resolved = resolve_trial(config, int(os.environ.get("WORLD_SIZE", "1")))
+    resolved = resolve_trial(config, process_count())
     lock = FileLock(store.root / "locks" / f"{resolved.trial_id}.lock")
-    if main_process and not lock.acquire(wait=False):
-        raise EnvironmentProblem(f"trial {resolved.trial_id[:12]} in {store.root} is being trained by {lock.holder()}")
-    done = store.load_complete(resolved.trial_id) if not force else None
-    if done is not None and done.state == "complete":
-        return done if main_process else None
-    outcome = run_trial(config, observer=ProgressLines())
-    if not main_process:
-        return None
-    record = outcome.record.model_copy(update={"sweep": os.environ.get("WANDB_SWEEP_ID")})
-    return store.publish(record, outcome.predictions)
+
+    def finished_before() -> TrialRecord | None:
+        # Two points of a sweep can be one trial, asked for by two agents: the second waits for the first's record.
+        if not lock.acquire(wait=in_sweep()):
+            raise EnvironmentProblem(f"trial {resolved.trial_id[:12]} in {store.root} is being trained by "
+                                     f"{lock.holder()}")
+        done = None if force else store.load_complete(resolved.trial_id)
+        return done if done is not None and done.state == "complete" else None
+
+    try:
+        done = agreed(finished_before)
+        if done is None:
+            ending = Ending(store, tracker)
+            run_trial(config, observer=Observers([ProgressLines(), ending]))
+            return ending.record
+        if is_main_process() and in_sweep():
+            tracker.replay(done, store.predictions(done))
+        return done if is_main_process() else None
+    finally:
+        lock.release()
+
+
+class Ending(Observer):
+    """Publishes the record before W&B is told of it: an upload may take long, and may be cut short."""
+
+    def __init__(self, store: RecordStore, tracker: Tracker):
+        self.store, self.tracker = store, tracker
+        self.record: TrialRecord | None = None
+        self.started, self.epoch_ended, self.interrupted = tracker.started, tracker.epoch_ended, tracker.interrupted
+
+    def finished(self, record: TrialRecord, predictions: Mapping[str, np.ndarray]) -> None:
+        with without_sigterm():  # the work is done: a late stop must not lose it
+            self.tracker.sign(record)
+            self.record = self.store.publish(record, predictions)
+            self.tracker.finished(record, predictions)
 
 
 def default_output_dir() -> Path:
@@ -115,6 +160,21 @@ def summary(record: TrialRecord) -> str:
     test = record.metrics.get("test", {})
     values = ", ".join(f"{name} {value:.4f}" for name, value in test.items() if isinstance(value, float))
     return f"{record.state}; best epoch {record.best_epoch}; test {values}"
+
+
+def handles_signals() -> bool:
+    """Only the main thread does; a function of wandb.agent runs in another one."""
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextlib.contextmanager
+def without_sigterm() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN) if handles_signals() else None
+    try:
+        yield
+    finally:
+        if handles_signals():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _interrupted(signum: int, frame: Any) -> None:

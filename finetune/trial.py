@@ -26,7 +26,7 @@ from finetune import __version__
 from finetune.config import KNOBS, RESULT, TrialConfig
 from finetune.data import TaskData, encode_split, limit_evaluation, load_task_data, padding_id, subset_train
 from finetune.data.batches import Collator, to_device
-from finetune.errors import ConfigError, Problem, TrialFailed, did_you_mean
+from finetune.errors import ConfigError, Interrupted, Problem, TrialFailed, did_you_mean
 from finetune.evaluation import baseline, compute_metrics, default_metric, higher_is_better, metric_names
 from finetune.files import digest_of
 from finetune.freezing import AuditReport, FreezePlan, audit_loss, resolve_strategy
@@ -139,6 +139,10 @@ def run_trial(config: TrialConfig, *, observer: Observer | None = None) -> Trial
             outcome = run.failed("out-of-memory", f"{str(error).splitlines()[0]} Use a smaller "
                                  "per_device_train_batch_size with more gradient_accumulation_steps, or "
                                  "gradient_checkpointing, or auto_micro_batch: true")
+        except Interrupted as interruption:
+            outcome = run.pruned() if observer.interrupted(interruption.signum) == "prune" else None
+            if outcome is None:  # interrupted by whoever runs this, or before there was anything to keep
+                raise
     observer.finished(outcome.record, outcome.predictions)
     return outcome
 
@@ -185,6 +189,8 @@ class _Run:
         self.trainer: Trainer | None = None
         self.cost: dict[str, float | None] = {"prefix_seconds": 0.0, "train_seconds": 0.0, "evaluation_seconds": 0.0}
         self.audit: AuditReport | None = None
+        self.best: dict[str, Any] = {}  # the best epoch so far
+        self.last: dict[str, Any] = {}  # the last whole epoch
 
     def train_and_test(self) -> TrialOutcome:
         classifier, stack = build_classifier(self.resolved)
@@ -204,12 +210,12 @@ class _Run:
 
     def _epochs(self, trainer: Trainer, splits: dict[str, Collator]) -> tuple[dict[str, Any], str]:
         """Train every epoch; returns what the best one predicts, and whether the trial was pruned."""
-        best: dict[str, Any] = {}
+        best = self.best
         for epoch in range(1, self.config.num_train_epochs + 1):
             entry = self._epoch(trainer, splits, epoch)
             self.history.append({key: value for key, value in entry.items() if key != "logits"})
             if not best or self._better(entry, best):
-                best = {**entry, "weights": _trainable_state(trainer.classifier)}
+                best = self.best = {**entry, "weights": _trainable_state(trainer.classifier)}
             self.last = entry
             if self._verdict(epoch) != "continue":
                 return best, "pruned"
@@ -279,6 +285,12 @@ class _Run:
     def _truth(self, split: str) -> dict[str, np.ndarray]:
         rows = self.data.splits[split]
         return {f"{split}_labels": rows.labels, f"{split}_ids": rows.ids}
+
+    def pruned(self) -> TrialOutcome | None:
+        """What the whole epochs gave, when the trial is ended in the middle of one; None before the first."""
+        if not self.best:
+            return None
+        return self._outcome(self.best, "pruned", {}, self.trainer)
 
     def failed(self, kind: str, message: str) -> TrialOutcome:
         return TrialOutcome(self._record("failed").model_copy(update={"error": {"kind": kind, "message": message}}), {})

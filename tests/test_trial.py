@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finetune.config import TrialConfig
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, Interrupted
 from finetune.models import load_backbone
 from finetune.models.head import Classifier, Head
 from finetune.observer import Observer
@@ -134,3 +134,37 @@ def test_pooling_ignores_padding(tiny_bert_dir, pooling, side):
     expected = POOLINGS[pooling](hidden, torch.ones(1, 3, dtype=torch.long))
     torch.testing.assert_close(POOLINGS[pooling](padded, mask), expected)
     assert Classifier(backbone.fresh_model(), head, pooling).pooling == pooling
+
+
+class Interrupt(Observer):
+    """A signal at the first step of the second epoch; `meaning` is what the tracker takes it for."""
+
+    def __init__(self, meaning):
+        self.meaning = meaning
+
+    def epoch_ended(self, epoch, entry):
+        self.epochs = epoch
+        return "continue"
+
+    def stepped(self, step, total_steps, loss):
+        if getattr(self, "epochs", 0) == 1:
+            raise Interrupted(15)
+
+    def interrupted(self, signum):
+        return self.meaning
+
+
+@pytest.fixture
+def stepwise(monkeypatch):
+    monkeypatch.setattr("finetune.loop.REPORT_EVERY_SECONDS", -1)
+
+
+def test_a_signal_that_means_the_servers_stop_prunes_with_the_epochs_so_far(knobs, stepwise):
+    outcome = run_trial(TrialConfig.from_mapping(knobs), observer=Interrupt("prune"))
+    assert outcome.record.state == "pruned" and len(outcome.record.history) == 1
+    assert "test" not in outcome.record.metrics and outcome.record.best_epoch == 1
+
+
+def test_any_other_signal_ends_the_trial_without_a_record(knobs, stepwise):
+    with pytest.raises(Interrupted):
+        run_trial(TrialConfig.from_mapping(knobs), observer=Interrupt("stop"))

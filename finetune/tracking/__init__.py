@@ -4,6 +4,6 @@ Without an account everything works: WANDB_MODE=offline records runs for later, 
 """
 
 from finetune.tracking.client import in_sweep
-from finetune.tracking.tracker import Tracker, open_tracker
+from finetune.tracking.tracker import Tracker, open_tracker, refuse
 
-__all__ = ["Tracker", "in_sweep", "open_tracker"]
+__all__ = ["Tracker", "in_sweep", "open_tracker", "refuse"]

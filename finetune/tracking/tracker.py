@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from finetune.config import TrialConfig
-from finetune.errors import Interrupted
+from finetune.errors import FinetuneError, Interrupted
+from finetune.launch import is_main_process
 from finetune.observer import Observer, Verdict
 from finetune.results import RecordStore, TrialRecord
 from finetune.tracking.client import PROJECT, TRANSMIT_SECONDS, Client, in_sweep, say_once
@@ -28,6 +29,14 @@ def open_tracker(
 ) -> Tracker:
     """A tracker for one trial. The run is opened when the trial starts; `sweep` and `protocol` go into its record."""
     return Tracker(config, sweep=sweep or os.environ.get("WANDB_SWEEP_ID"), protocol=protocol)
+
+
+def refuse(knobs: Mapping[str, Any], error: FinetuneError) -> None:
+    """Tell the run of a sweep that its parameters are no configuration. Outside a sweep there is no such run."""
+    if in_sweep() and is_main_process():
+        tracker = Tracker(TrialConfig())
+        tracker.open_to_refuse(knobs)
+        tracker.close(error)
 
 
 class Tracker(Observer):
@@ -50,9 +59,8 @@ class Tracker(Observer):
         facts = {**facts_of(resolved), "sweep": self.sweep, "protocol": self.protocol or None}
         strategy = resolved.get("strategy") or resolved.get("effective", {}).get("strategy") or ""
         self._unfinished = UnfinishedRun(self.client.folder / "wandb" / "unfinished" / resolved["trial_id"][:32])
-        project = self.config.wandb_project or os.environ.get("WANDB_PROJECT") or PROJECT
         self.client.open(
-            project=project, entity=self.config.wandb_entity,
+            project=self._project, entity=self.config.wandb_entity,
             id=None if in_sweep() else self._unfinished.remembered(),  # an agent names the run
             config=config_of(self.config.model_dump(), facts), group=resolved["setting_id"],
             job_type=self.protocol.get("phase", "train"), name=run_name(self.config, strategy),
@@ -67,12 +75,16 @@ class Tracker(Observer):
             self.client.guarded("logging", lambda run: run.log(row_of(entry), step=epoch))
         return "prune" if self.client.stop_wanted.is_set() else "continue"
 
-    def finished(self, record: TrialRecord, predictions: Mapping[str, np.ndarray]) -> None:
-        """Mirror the end and name the run in the record (`wandb_run`), which is published afterwards."""
+    def sign(self, record: TrialRecord) -> None:
+        """Name sweep, protocol and run (`wandb_run`) in a record that is about to be published."""
         self.started({**record.model_dump(), "strategy": record.effective.get("strategy")})
         record.sweep = record.sweep or self.sweep
         record.protocol = record.protocol or self.protocol
         record.wandb_run = self.client.identity()
+
+    def finished(self, record: TrialRecord, predictions: Mapping[str, np.ndarray]) -> None:
+        """Mirror the end. Signs the record, which may be published before or afterwards."""
+        self.sign(record)
         self.client.guarded("writing the summary", lambda run: self._tell_end(run, record))
         with tempfile.TemporaryDirectory(prefix="finetune-wandb-") as folder:
             self._upload(record, predictions, Path(folder))
@@ -98,10 +110,18 @@ class Tracker(Observer):
         if isinstance(error, Interrupted) and self.config.preemptible and not self.client.stop_wanted.is_set():
             self.client.guarded("marking the run as preempting", lambda run: run.mark_preempting())
         elif error is not None:
+            if in_sweep() and is_main_process() and isinstance(error, FinetuneError):
+                self.open_to_refuse(self.config.model_dump())
             told = {"state": "interrupted" if isinstance(error, Interrupted) else "failed",
                     "error/kind": type(error).__name__, "error/message": str(error)}
             self.client.guarded("writing the summary", lambda run: run.summary.update(told))
         self.client.finish(getattr(error, "exit_code", 1))
+
+    def open_to_refuse(self, knobs: Mapping[str, Any]) -> None:
+        """The run of a sweep says why it cannot even begin: behind a launcher nobody sees the exit code."""
+        if not self._opened:
+            self._opened = True
+            self.client.open(project=self._project, entity=self.config.wandb_entity, config=dict(knobs))
 
     def replay(self, record: TrialRecord, predictions: Mapping[str, np.ndarray]) -> None:
         """Tell W&B of a trial that was trained before: the same run, afterwards."""
@@ -111,6 +131,10 @@ class Tracker(Observer):
         self.finished(record.model_copy(), predictions)
 
     # -- inside ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _project(self) -> str:
+        return self.config.wandb_project or os.environ.get("WANDB_PROJECT") or PROJECT
 
     def _define_metrics(self, run: Any) -> None:
         run.define_metric("epoch")
