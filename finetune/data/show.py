@@ -22,7 +22,7 @@ def listing(entries: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(entries, ensure_ascii=False, indent=1))
         return
-    _table("data sets on this machine", ("name", "where", "configurations"),
+    table("data sets on this machine", ("name", "where", "configurations"),
            [(entry["name"], entry["where"], ", ".join(entry["configurations"]) or "-") for entry in entries])
 
 
@@ -30,14 +30,14 @@ def found(names: Sequence[str], text: str, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(names, ensure_ascii=False, indent=1))
         return
-    _table(f"hub data sets that match {plain(text, 60)}", ("name",), [(name,) for name in names])
+    table(f"hub data sets that match {plain(text, 60)}", ("name",), [(name,) for name in names])
 
 
 def configurations(name: str, available: Sequence[str], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"name": name, "configurations": available}, ensure_ascii=False, indent=1))
         return
-    _table(f"configurations of {plain(name)}; show one with `finetune data {plain(name)} CONFIG`", ("name",),
+    table(f"configurations of {plain(name)}; show one with `finetune data {plain(name)} CONFIG`", ("name",),
            [(config,) for config in available])
 
 
@@ -48,10 +48,10 @@ def profile(described: Mapping[str, Any]) -> None:
     print(f"{plain(name)}: {described['task']}{outputs}; metric {described['metric']}, {described['baseline']['kind']} "
           f"baseline {described['baseline']['test']:.4f} on test")
     _splits(described)
-    _table("columns", ("column", "used as", "why"), _column_rows(described["columns"]))
+    table("columns", ("column", "used as", "why"), _column_rows(described["columns"]))
     _labels(described)
-    _table("defects", ("what", "rows"), _defect_rows(described))
-    _table("examples from train", ("label", *described["columns"]["text"]),
+    table("defects", ("what", "rows"), _defect_rows(described))
+    table("examples from train", ("label", *described["columns"]["text"]),
            [(example["label"], *(plain(text, TEXT_WIDTH) for text in example["texts"]))
             for example in described["examples"]])
     for note in described["notes"]:
@@ -64,7 +64,7 @@ def profile(described: Mapping[str, Any]) -> None:
 
 def _splits(described: Mapping[str, Any]) -> None:
     unit = described["splits"]["train"]["lengths"]["unit"]
-    _table("splits", ("split", "rows", f"{unit}: median", "95%", "99%", "longest", "duplicates"), [
+    table("splits", ("split", "rows", f"{unit}: median", "95%", "99%", "longest", "duplicates"), [
         (name, split["rows"], *(f"{split['lengths'][key]:.0f}" for key in ("median", "p95", "p99", "max")),
          split["duplicates"]) for name, split in described["splits"].items()])
 
@@ -78,7 +78,7 @@ def _labels(described: Mapping[str, Any]) -> None:
     splits = described["splits"]
     if described["label_names"] is None:
         keys = list(splits["train"]["labels"])
-        _table("targets", ("split", *keys), [(name, *(f"{split['labels'][key]:.4g}" for key in keys))
+        table("targets", ("split", *keys), [(name, *(f"{split['labels'][key]:.4g}" for key in keys))
                                              for name, split in splits.items()])
         return
     names = sorted(described["label_names"], key=lambda name: -splits["train"]["labels"][name])
@@ -87,7 +87,7 @@ def _labels(described: Mapping[str, Any]) -> None:
     if len(rows) > MOST_LABELS:
         title = f"labels: the {MOST_LABELS // 2} most and {MOST_LABELS // 2} least frequent of {len(rows)}"
         rows = [*rows[: MOST_LABELS // 2], *rows[-(MOST_LABELS // 2):]]
-    _table(title, ("label", *splits), rows)
+    table(title, ("label", *splits), rows)
 
 
 def _defect_rows(described: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -100,7 +100,7 @@ def _defect_rows(described: Mapping[str, Any]) -> list[tuple[str, Any]]:
             ("rows that cannot be used", len(described["rejected"]))]
 
 
-def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table on a terminal, tab-separated lines elsewhere."""
     console = Console(highlight=False)
     if not console.is_terminal:
