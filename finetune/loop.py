@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,14 +19,17 @@ from finetune.config import TrialConfig
 from finetune.data.batches import Collator, evaluation_batches, padding_share, shares, to_device, training_batches
 from finetune.errors import TrialFailed
 from finetune.freezing import (
+    AuditReport,
     FreezePlan,
     Moment,
     Strategy,
+    audit_gradients,
     check_frozen,
     frozen_digests,
     layer_scales,
     part_gradient_norms,
 )
+from finetune.freezing.plan import BACKBONE_PREFIX
 from finetune.models import LayerStack
 from finetune.schedule import carry_state, make_optimizer, set_learning_rates
 
@@ -58,6 +61,7 @@ class Trainer:
     step: int = 0  # optimizer steps done
     plan: FreezePlan | None = None
     phases: list[FreezePlan] = field(default_factory=list)  # every plan so far, in order
+    reached: list[AuditReport] = field(default_factory=list)  # per plan, what its first backward pass reached
     optimizer: torch.optim.Optimizer | None = None
     model: nn.Module | None = None  # the classifier as Accelerate wrapped it for the present plan
     gradient_norms: list[dict[str, float]] = field(default_factory=list)  # per finished epoch, where a strategy asks
@@ -96,8 +100,25 @@ class Trainer:
         optimizer = make_optimizer(self.classifier, self.config, self._born, self._scales)
         carry_state(self.optimizer, optimizer)
         self.optimizer = optimizer
-        # Wrapped anew for each plan: DDP registers its gradient hooks on what trains when it is built.
-        self.model = self.accelerator.prepare_model(self.classifier)
+        self._wrap()
+
+    def _wrap(self) -> None:
+        """Anew for each plan: DDP registers its gradient hooks on what trains when it is built."""
+        accelerator = self.accelerator
+        if self.model is not None:
+            accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            self.model = None
+            accelerator.free_memory()
+        # DDP waits for every gradient that it was not told to expect in vain.
+        unread = any(BACKBONE_PREFIX + name in self.plan.trainable for name in self.stack.unread)
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unread)
+        self.model = accelerator.prepare_model(self.classifier)
+
+    def plans_in(self, epoch: int) -> list[FreezePlan]:
+        """What held in an epoch (from 1), in order."""
+        first = (epoch - 1) * (self.total_steps // self.config.num_train_epochs)
+        earlier = [plan for plan in self.phases if plan.from_step <= first]
+        return [*earlier[-1:], *(plan for plan in self.phases if plan.from_step > first and plan.from_epoch == epoch)]
 
     def check_frozen(self) -> None:
         """Raises TrialFailed("leak") when a parameter that the present plan freezes has changed since it began."""
@@ -134,7 +155,7 @@ class Trainer:
     def _step(self, window: list[np.ndarray], norms: dict[str, float]) -> Tensor:
         """One optimizer step over the micro-batches of a window; returns this process's summed loss."""
         config, accelerator = self.config, self.accelerator
-        set_learning_rates(self.optimizer, config, self.step, self.total_steps)
+        set_learning_rates(self.optimizer, config, self.step, self.total_steps, self.strategy.period)
         rows_in_window = sum(len(rows) for rows in window)
         loss_sum = torch.zeros((), device=accelerator.device, dtype=torch.float64)
         for index, rows in enumerate(window):
@@ -145,6 +166,8 @@ class Trainer:
                 # Ranks average their gradients, so each scales its sum up by their number.
                 accelerator.backward(loss * accelerator.num_processes / rows_in_window)
             loss_sum += loss.detach().double()
+        if len(self.reached) < len(self.phases):
+            self.reached.append(audit_gradients(self.classifier, self.plan, self.stack))
         if self.strategy.needs_gradient_norms:
             for part, norm in part_gradient_norms(self.stack).items():
                 norms[part] = norms.get(part, 0.0) + norm

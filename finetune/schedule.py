@@ -11,6 +11,7 @@ from torch import nn
 from finetune.config import TrialConfig
 
 REWARM_SHARE = 0.02  # of all steps: how long a newly trainable parameter's learning rate rises
+REWARM_PERIOD_SHARE = 0.2  # at most this share of the steps for which it trains
 
 
 def shape(config: TrialConfig, step: int, total_steps: int) -> float:
@@ -47,9 +48,18 @@ def make_optimizer(
     )
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, config: TrialConfig, step: int, total_steps: int) -> None:
+def rewarm_steps(total_steps: int, period: int | None = None) -> int:
+    """How many steps the learning rate of newly trainable parameters rises; `period`: how long they will train."""
+    longest = total_steps if period is None else REWARM_PERIOD_SHARE * period
+    return max(1, round(min(REWARM_SHARE * total_steps, longest)))
+
+
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, config: TrialConfig, step: int, total_steps: int, period: int | None = None
+) -> None:
+    """For optimizer step `step` (from 0), in place. Groups born at step 0 follow the schedule alone."""
     factor = shape(config, step, total_steps)
-    rewarm = max(1, round(REWARM_SHARE * total_steps))
+    rewarm = rewarm_steps(total_steps, period)
     for group in optimizer.param_groups:
         rising = min(1.0, (step - group["born"] + 1) / rewarm) if group["born"] else 1.0
         group["lr"] = group["peak_lr"] * factor * rising

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import resource
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +18,6 @@ import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
-from torch import nn
 
 from finetune import __version__
 from finetune.config import KNOBS, RESULT, TrialConfig
@@ -31,6 +28,7 @@ from finetune.evaluation import baseline, compute_metrics, default_metric, highe
 from finetune.files import digest_of
 from finetune.freezing import AuditReport, FreezePlan, audit_loss, resolve_strategy
 from finetune.loop import Trainer, per_example_loss
+from finetune.memory import peak_memory_bytes, reset_peak_memory
 from finetune.models import Backbone, LayerStack, check_pooling, load_backbone, prepare_backbone
 from finetune.models.head import Classifier, Head
 from finetune.observer import Observer
@@ -114,6 +112,9 @@ def resolve_trial(config: TrialConfig, processes: int = 1) -> ResolvedTrial:
     problems += check_pooling(config.pooling, backbone)
     if config.reinit_layers > backbone.num_layers:
         problems.append(Problem("reinit_layers", config.reinit_layers, f"the model has {backbone.num_layers} layers"))
+    if config.gradient_checkpointing and not backbone.pristine.supports_gradient_checkpointing:
+        problems.append(Problem("gradient_checkpointing", True,
+                                f"{type(backbone.pristine).__name__} does not offer it"))
     if problems:
         raise ConfigError(problems)
     return ResolvedTrial(config, data, backbone, strategy, metric, processes)
@@ -127,6 +128,7 @@ def run_trial(config: TrialConfig, *, observer: Observer | None = None) -> Trial
     """
     started = time.monotonic()
     accelerator = _accelerator(config)
+    reset_peak_memory(accelerator.device)
     resolved = resolve_trial(config, accelerator.num_processes)
     observer = observer if observer is not None and accelerator.is_main_process else Observer()
     run = _Run(resolved, accelerator, observer, started)
@@ -153,6 +155,8 @@ def build_classifier(resolved: ResolvedTrial) -> tuple[Classifier, LayerStack]:
     stack = prepare_backbone(resolved.backbone, config, resolved.strategy)
     generator = torch.Generator().manual_seed(stream_seed(config.seed, "head"))
     head = Head(stack.width, config.head_size, resolved.data.num_outputs, config.head_dropout, generator)
+    if config.gradient_checkpointing:  # the non-reentrant kind: the other drops gradients above a frozen prefix
+        stack.model.gradient_checkpointing_enable({"use_reentrant": False})
     classifier = Classifier(stack.model, head, config.pooling)
     return classifier, stack.bind(classifier)
 
@@ -215,14 +219,15 @@ class _Run:
             entry = self._epoch(trainer, splits, epoch)
             self.history.append({key: value for key, value in entry.items() if key != "logits"})
             if not best or self._better(entry, best):
-                best = self.best = {**entry, "weights": _trainable_state(trainer.classifier)}
+                best = self.best = {**entry, "weights": _weights(trainer)}
             self.last = entry
             if self._verdict(epoch) != "continue":
                 return best, "pruned"
         return best, "complete"
 
     def _epoch(self, trainer: Trainer, splits: dict[str, Collator], epoch: int) -> dict[str, Any]:
-        began = time.monotonic()
+        reset_peak_memory(self.accelerator.device)
+        began, first_step = time.monotonic(), trainer.step
         train = trainer.train_epoch(epoch, self.observer.stepped)
         trained = time.monotonic()
         logits = trainer.logits(splits["validation"])
@@ -232,7 +237,9 @@ class _Run:
         self.cost["evaluation_seconds"] += evaluated - trained
         return {"epoch": epoch, "train": train, "validation": metrics, "train_seconds": trained - began,
                 "evaluation_seconds": evaluated - trained,
-                "trainable_parameters": trainer.plan.trainable_parameters, "logits": logits}
+                "step_seconds": (trained - began) / max(1, trainer.step - first_step),
+                "peak_memory_bytes": peak_memory_bytes(self.accelerator.device), **_trained(trainer.plans_in(epoch)),
+                "logits": logits}
 
     def _better(self, entry: dict[str, Any], best: dict[str, Any]) -> bool:
         new, old = entry["validation"][self.resolved.metric], best["validation"][self.resolved.metric]
@@ -254,7 +261,8 @@ class _Run:
             return {"freeze_plan": [], "parameters": {}}
         trainable = max(phase["trainable_parameters"] for phase in phases)
         return {"freeze_plan": phases, "audit": self.audit.describe(),
-                "deepest_trainable_layer": min(phase["deepest_trainable_layer"] for phase in phases),
+                "deepest_trainable_layer": min(report.deepest_trainable_layer
+                                               for report in [self.audit, *self.trainer.reached]),
                 "parameters": {"total": phases[0]["total_parameters"], "trainable": trainable}}
 
     def _class_weights(self) -> torch.Tensor | None:
@@ -295,10 +303,15 @@ class _Run:
     def failed(self, kind: str, message: str) -> TrialOutcome:
         return TrialOutcome(self._record("failed").model_copy(update={"error": {"kind": kind, "message": message}}), {})
 
+    def _peak_memory(self) -> int:
+        """The most of all epochs and of what came after the last."""
+        epochs = [entry["peak_memory_bytes"] for entry in self.history]
+        return max([peak_memory_bytes(self.accelerator.device), *epochs])
+
     def _record(self, state: str) -> TrialRecord:
         resolved, data = self.resolved, self.data
         seen = len(data.splits["train"]) * len(self.history)
-        self.cost |= {"peak_memory_bytes": _peak_memory(self.accelerator.device),
+        self.cost |= {"peak_memory_bytes": self._peak_memory(),
                       "examples_per_second": seen / self.cost["train_seconds"] if self.history else None}
         return TrialRecord(
             trial_id=resolved.trial_id, setting_id=resolved.setting_id, state=state, config=_recorded_config(resolved),
@@ -328,8 +341,17 @@ def _accelerator(config: TrialConfig) -> Accelerator:
     return Accelerator(mixed_precision=config.mixed_precision)
 
 
-def _trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+def _weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """What brings this epoch back: all that trains, and where the plan may change all that may train later."""
+    return {name: p.detach().clone() for name, p in trainer.classifier.named_parameters()
+            if p.requires_grad or trainer.strategy.has_phases}
+
+
+def _trained(plans: list[FreezePlan]) -> dict[str, Any]:
+    """What trained in one epoch; where it changed within the epoch, the parts of all plans and the largest count."""
+    parts = {part for plan in plans for part in plan.trainable_parts}
+    return {"trainable_parameters": max(plan.trainable_parameters for plan in plans),
+            "trainable_parts": [share.part for share in plans[0].parts if share.part in parts]}
 
 
 @contextlib.contextmanager
@@ -339,12 +361,6 @@ def _own_randomness(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(stream_seed(seed, "dropout"))
         yield
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:

@@ -46,10 +46,11 @@ class Form:
     source: str
     rule: Rule
     reader: Reader | None
-    phase: Callable[..., Hashable]  # (moment, *arguments) -> a value that changes when the plan may change
+    phase: Callable[..., Hashable] | None  # (moment, *arguments) -> a value that changes when the plan may change
     depth: Callable[..., int] | None  # (limits, *arguments) -> the freeze_depth that it is the same as
     adapt: Callable[..., LayerStack] | None  # (stack, seed, *arguments) -> the stack of the changed model
     needs_gradient_norms: bool
+    period: Callable[..., int] | None  # (*arguments) -> optimizer steps between two plans, where they are that short
 
     @property
     def name(self) -> str:
@@ -71,13 +72,14 @@ FORMS: dict[str, Form] = {}
 
 def strategy(
     syntax: str, example: str, doc: str, source: str, *, reads: Reader | None = None,
-    phase: Callable[..., Hashable] = lambda moment, *arguments: (), depth: Callable[..., int] | None = None,
+    phase: Callable[..., Hashable] | None = None, depth: Callable[..., int] | None = None,
     adapt: Callable[..., Any] | None = None, needs_gradient_norms: bool = False,
+    period: Callable[..., int] | None = None,
 ) -> Callable[[Rule], Rule]:
     """Register the function below as a strategy. It returns the names of the backbone's parameters that train."""
 
     def register(rule: Rule) -> Rule:
-        form = Form(syntax, example, doc, source, rule, reads, phase, depth, adapt, needs_gradient_norms)
+        form = Form(syntax, example, doc, source, rule, reads, phase, depth, adapt, needs_gradient_norms, period)
         FORMS[form.name] = form
         return rule
 

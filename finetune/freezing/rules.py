@@ -130,7 +130,7 @@ def gradual(stack: LayerStack, moment: Moment, n: int) -> frozenset[str]:
 
 @strategy("lisa:m/p", "lisa:2/20", "m layers drawn at random train, redrawn every p optimizer steps; embeddings and "
           "top always train", "Pan et al. 2024, arXiv:2403.17919", reads=reads_draw,
-          phase=lambda moment, m, p: moment.step // p)
+          phase=lambda moment, m, p: moment.step // p, period=lambda m, p: p)
 def lisa(stack: LayerStack, moment: Moment, m: int, p: int) -> frozenset[str]:
     rng = np.random.default_rng((moment.seed, LISA_STREAM, moment.step // p))
     drawn = rng.choice(stack.num_layers, size=m, replace=False)

@@ -55,7 +55,17 @@ class Strategy:
 
     def phase(self, moment: Moment) -> Hashable:
         """Equal phases have equal plans."""
-        return self.form.phase(moment, *self.arguments)
+        return self.form.phase(moment, *self.arguments) if self.form.phase else ()
+
+    @property
+    def has_phases(self) -> bool:
+        """Whether what trains may change while it trains."""
+        return self.form.phase is not None
+
+    @property
+    def period(self) -> int | None:
+        """Optimizer steps between two plans, where the strategy counts in steps."""
+        return self.form.period(*self.arguments) if self.form.period else None
 
     def plan(self, stack: LayerStack, moment: Moment) -> FreezePlan:
         """What trains from this moment on. Raises ConfigError when the rule finds nothing in this model."""

@@ -43,13 +43,15 @@ def _probe(model: nn.Module, lists: Mapping[str, nn.ModuleList]) -> LayerStack:
     hidden = final_hidden(output)
     path = _choose(model, lists, calls)
     own = [call for call in calls if call.name.rpartition(".")[0] == path]
-    parts = _partition(model, path, segment_users(model, list(lists[path]), inputs))
+    users = segment_users(model, list(lists[path]), inputs)
+    parts = _partition(model, path, users)
     module_parts = _place_modules(model, path, parts, [call.name for call in calls], outside)
     noisy = is_noisy(model, module_parts, inputs)
     return LayerStack(
         model=model, path=path, parts=parts, width=hidden.shape[-1],
         causal=not attends_ahead(model, inputs, hidden), layout=_layout(own[0]),
         returns_tuple=own[0].returns_tuple, carries_state=_carries_state(own),
+        unread=frozenset(name for name, segments in users.items() if not segments),
         module_parts=module_parts | (_span_parts(model, path, module_parts) if noisy else {}),
     )
 

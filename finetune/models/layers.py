@@ -55,6 +55,7 @@ class LayerStack:
     carries_state: bool  # layers hand on more than the hidden state (T5's position bias): a prefix cannot be skipped
     module_parts: Mapping[str, str]  # module name -> part, for modules that lie in one part as a whole
     fixed: frozenset[str] = frozenset()  # parameters that the model itself never trains (RoFormer's sinusoids)
+    unread: frozenset[str] = frozenset()  # parameters that a forward pass does not read (XLNet's mask_emb)
     head: Mapping[str, nn.Parameter] = field(default_factory=dict)
 
     @classmethod
