@@ -121,7 +121,7 @@ def wait_until(condition, seconds=30.0):
 
 
 def ends_well(process):
-    output = process.communicate(timeout=60)[1]
+    output = process.communicate(timeout=150)[1]
     assert process.returncode == 0, output
     return output
 

@@ -44,7 +44,8 @@ class StudyStorage:
         warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used with")
         self._locks = self._lock_engine(url) if url else None
         self.notes: list[str] = []
-        self._database = self._open(url, output_dir)
+        # On a slow machine the tables may take longer than the server lets our lock's transaction be idle.
+        self._database = self.patiently(lambda: self._open(url, output_dir))
         self.optuna = optuna.storages.get_storage(self._database)
 
     def _open(self, url: str | None, output_dir: Path) -> RDBStorage:
