@@ -102,7 +102,8 @@ class TrialConfig(BaseModel):
         1.0, "gradients are clipped to this norm; 0 turns clipping off", group="optimization", ge=0
     )
     class_weights: Literal["none", "balanced"] = knob(
-        "none", "weigh the training loss by inverse class frequency", group="optimization"
+        "none", "weigh the training loss by inverse class frequency (multi-label: positives by negatives per positive)",
+        group="optimization"
     )
     metric_for_best_model: str | None = knob(
         None, "validation metric that picks the epoch; default: the task's own", group="optimization", min_length=1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from finetune.errors import TrialFailed
 if TYPE_CHECKING:
     from finetune.data.task_data import Split, TaskData
 
+MOST_CONFUSED = 30  # classes up to which a record holds the confusion matrix
 LOWER_IS_BETTER = frozenset({"loss", "mse"})
 
 
@@ -128,6 +129,25 @@ def per_class_table(
         {"label": name, "rows": int(rows), "precision": float(precision), "recall": float(recall), "f1": float(f1)}
         for name, precision, recall, f1, rows in zip(label_names, *columns, strict=True)
     ]
+
+
+def class_details(data: TaskData, predictions: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """A record's `details` per split that was predicted: {"per_class": …, "confusion": …}; none for a regression.
+
+    The matrix is left out beyond 30 classes, where it would be most of the record; `confusion` makes it from the
+    predictions.
+    """
+    splits = [name for name in ("validation", "test") if f"{name}_logits" in predictions]
+    return {name: _details(data, predictions[f"{name}_logits"], predictions[f"{name}_labels"]) for name in splits}
+
+
+def _details(data: TaskData, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    if data.label_names is None:
+        return {}
+    details: dict[str, Any] = {"per_class": per_class_table(data.task, logits, labels, data.label_names)}
+    if data.task == "classification" and data.num_outputs <= MOST_CONFUSED:
+        details["confusion"] = confusion(logits, labels)
+    return details
 
 
 def baseline(data: TaskData) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def per_example_loss(task: str, logits: Tensor, labels: Tensor, weights: Tensor 
         return functional.cross_entropy(logits, labels, weight=weights, reduction="none")
     if task == "regression":
         return (logits.squeeze(-1) - labels) ** 2
-    return functional.binary_cross_entropy_with_logits(logits, labels, weight=weights, reduction="none").mean(1)
+    return functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights, reduction="none").mean(1)
 
 
 @dataclass
@@ -164,7 +164,8 @@ class Trainer:
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
                 loss = self.micro_loss(mine).sum()
                 # Ranks average their gradients, so each scales its sum up by their number.
-                accelerator.backward(loss * accelerator.num_processes / rows_in_window)
+                share = accelerator.num_processes / rows_in_window
+                accelerator.backward(loss * self.classifier.head.loss_scale * share)
             loss_sum += loss.detach().double()
         if len(self.reached) < len(self.phases):
             self.reached.append(audit_gradients(self.classifier, self.plan, self.stack))

@@ -55,6 +55,7 @@ class TrialRecord(BaseModel):
     baseline: dict[str, Any] = {}
     prefix: dict[str, Any] = {"used": False, "saved_seconds": 0.0}
     metrics: dict[str, dict[str, Any]] = {}  # validation, test
+    details: dict[str, dict[str, Any]] = {}  # validation, test: {"per_class": [{label, rows, …}], "confusion"}
     last_epoch_metrics: dict[str, dict[str, Any]] = {}
     best_epoch: int | None = None
     history: list[dict[str, Any]] = []  # {"epoch", "train": {...}, "validation": {...}, ...}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from finetune.config import TrialConfig, knob_help
+from finetune.data.display import plain
 from finetune.errors import ConfigError, EnvironmentProblem, FinetuneError, Interrupted
 from finetune.files import FileLock
 from finetune.launch import agreed, agreed_knobs, end_with_launcher, is_main_process, process_count
@@ -143,9 +144,14 @@ class ProgressLines(Observer):
     """Plain lines on stderr: one when the trial starts, one per epoch."""
 
     def started(self, resolved: Any) -> None:
-        share = resolved["parameters"]["trainable"] / resolved["parameters"]["total"]
-        print(f"trial {resolved['trial_id'][:12]}: {resolved['strategy']}, {share:.1%} of the parameters train, "
-              f"{resolved['total_steps']} steps", file=sys.stderr)
+        trainable, total = resolved["parameters"]["trainable"], resolved["parameters"]["total"]
+        print(f"trial {resolved['trial_id'][:12]}: {resolved['strategy']}, {trainable:,} of {total:,} parameters "
+              f"train, {resolved['total_steps']} steps", file=sys.stderr)
+        for note in resolved["notes"]:
+            print(f"note: {plain(note)}", file=sys.stderr)
+        if resolved["rejected"]:
+            print(f"note: {resolved['rejected']} rows of the data cannot be used; `finetune data` lists them with "
+                  "their lines", file=sys.stderr)
 
     def epoch_ended(self, epoch: int, entry: Any) -> str:
         values = ", ".join(f"{name} {value:.4f}" for name, value in entry["validation"].items())
@@ -159,7 +165,15 @@ def summary(record: TrialRecord) -> str:
         return f"failed ({record.error['kind']}): {record.error['message']}"
     test = record.metrics.get("test", {})
     values = ", ".join(f"{name} {value:.4f}" for name, value in test.items() if isinstance(value, float))
-    return f"{record.state}; best epoch {record.best_epoch}; test {values}"
+    return f"{record.state}; best epoch {record.best_epoch}; test {values}{_baseline(record)}"
+
+
+def _baseline(record: TrialRecord) -> str:
+    """What a model that ignores the text reaches, for comparison; nothing for a trial without test figures."""
+    value = record.baseline.get("test", {}).get(record.metric)
+    if value is None or "test" not in record.metrics:
+        return ""
+    return f" ({record.baseline['kind']} baseline: {record.metric} {value:.4f})"
 
 
 def handles_signals() -> bool:

@@ -23,8 +23,10 @@ from finetune import __version__
 from finetune.config import KNOBS, RESULT, TrialConfig
 from finetune.data import TaskData, encode_split, limit_evaluation, load_task_data, padding_id, subset_train
 from finetune.data.batches import Collator, to_device
+from finetune.data.recorded import recorded
+from finetune.data.targets import balanced_weights, target_units
 from finetune.errors import ConfigError, Interrupted, Problem, TrialFailed, did_you_mean
-from finetune.evaluation import baseline, compute_metrics, default_metric, higher_is_better, metric_names
+from finetune.evaluation import baseline, class_details, compute_metrics, default_metric, higher_is_better, metric_names
 from finetune.files import digest_of
 from finetune.freezing import AuditReport, FreezePlan, audit_loss, resolve_strategy
 from finetune.loop import Trainer, per_example_loss
@@ -84,7 +86,8 @@ class ResolvedTrial:
             "strategy": self.strategy.canonical, "freeze_depth": self.strategy.freeze_depth,
             "num_layers": self.backbone.num_layers, "metric": self.metric, "task": self.data.task,
             "metrics": metric_names(self.data.task, self.data.num_outputs), "rows": rows,
-            "notes": list(self.data.notes), "total_epochs": config.num_train_epochs,
+            "notes": list(self.data.notes), "rejected": len(self.data.rejected),
+            "total_epochs": config.num_train_epochs,
             "total_steps": config.num_train_epochs * -(-rows["train"] // per_step),
         }
 
@@ -110,6 +113,8 @@ def resolve_trial(config: TrialConfig, processes: int = 1) -> ResolvedTrial:
         problems.append(Problem("metric_for_best_model", metric,
                                 f"allowed for this task: {', '.join(names)}{did_you_mean(metric, names)}"))
     problems += check_pooling(config.pooling, backbone)
+    if config.class_weights != "none" and data.task == "regression":
+        problems.append(Problem("class_weights", config.class_weights, "a regression has no classes; allowed: none"))
     if config.reinit_layers > backbone.num_layers:
         problems.append(Problem("reinit_layers", config.reinit_layers, f"the model has {backbone.num_layers} layers"))
     if config.gradient_checkpointing and not backbone.pristine.supports_gradient_checkpointing:
@@ -154,7 +159,8 @@ def build_classifier(resolved: ResolvedTrial) -> tuple[Classifier, LayerStack]:
     config = resolved.config
     stack = prepare_backbone(resolved.backbone, config, resolved.strategy)
     generator = torch.Generator().manual_seed(stream_seed(config.seed, "head"))
-    head = Head(stack.width, config.head_size, resolved.data.num_outputs, config.head_dropout, generator)
+    head = Head(stack.width, config.head_size, resolved.data.num_outputs, config.head_dropout, generator,
+                target_units(resolved.data))
     if config.gradient_checkpointing:  # the non-reentrant kind: the other drops gradients above a frozen prefix
         stack.model.gradient_checkpointing_enable({"use_reentrant": False})
     classifier = Classifier(stack.model, head, config.pooling)
@@ -190,6 +196,7 @@ class _Run:
         self.resolved, self.accelerator, self.observer, self.started = resolved, accelerator, observer, started
         self.config, self.data = resolved.config, resolved.data
         self.history: list[dict[str, Any]] = []
+        self.splits: dict[str, Collator] = {}
         self.trainer: Trainer | None = None
         self.cost: dict[str, float | None] = {"prefix_seconds": 0.0, "train_seconds": 0.0, "evaluation_seconds": 0.0}
         self.audit: AuditReport | None = None
@@ -199,7 +206,7 @@ class _Run:
     def train_and_test(self) -> TrialOutcome:
         classifier, stack = build_classifier(self.resolved)
         classifier.to(self.accelerator.device)
-        splits = encode_splits(self.resolved)
+        splits = self.splits = encode_splits(self.resolved)
         trainer = self.trainer = Trainer(
             self.config, self.accelerator, classifier, stack, self.resolved.strategy, splits["train"],
             self.data.task, self._class_weights(),
@@ -266,11 +273,9 @@ class _Run:
                 "parameters": {"total": phases[0]["total_parameters"], "trainable": trainable}}
 
     def _class_weights(self) -> torch.Tensor | None:
-        if self.config.class_weights == "none" or self.data.task != "classification":
+        if self.config.class_weights == "none":
             return None
-        counts = np.bincount(self.data.splits["train"].labels, minlength=self.data.num_outputs)
-        weights = counts.sum() / (len(counts) * np.maximum(counts, 1))
-        return torch.tensor(weights, dtype=torch.float32, device=self.accelerator.device)
+        return torch.tensor(balanced_weights(self.data), dtype=torch.float32, device=self.accelerator.device)
 
     def _outcome(self, best: dict, state: str, splits: dict[str, Collator], trainer: Trainer) -> TrialOutcome:
         """Test the best epoch once, and the last for comparison; a pruned trial is not tested."""
@@ -287,7 +292,8 @@ class _Run:
             predictions |= {"test_logits": logits} | self._truth("test")
             self.cost["evaluation_seconds"] += time.monotonic() - began
         record = self._record(state).model_copy(update={
-            "metrics": metrics, "last_epoch_metrics": last, "best_epoch": best["epoch"]})
+            "metrics": metrics, "last_epoch_metrics": last, "best_epoch": best["epoch"],
+            "details": class_details(self.data, predictions)})
         return TrialOutcome(record, predictions)
 
     def _truth(self, split: str) -> dict[str, np.ndarray]:
@@ -318,9 +324,7 @@ class _Run:
             effective=resolved.effective, task=data.task, metric=resolved.metric,
             num_layers=resolved.backbone.num_layers, **self._frozen_and_trained(),
             baseline=baseline(data), history=self.history, cost=self.cost,
-            data={"name": data.name, "fingerprint": data.fingerprint, "label_names": data.label_names,
-                  "rows": {name: len(split) for name, split in data.splits.items()},
-                  "rejected": len(data.rejected), "notes": list(data.notes)},
+            data=recorded(data, {name: split.encoded for name, split in self.splits.items()}, resolved.max_length),
             environment=environment(self.accelerator),
         )
 

@@ -29,10 +29,21 @@ POOLINGS = {"mean": mean_pool, "cls": first_token, "last": last_token}
 
 
 class Head(nn.Module):
-    """Dropout and a linear layer, with one hidden ReLU layer in between when `hidden` > 0. Logits out."""
+    """Dropout and a linear layer, with one hidden ReLU layer in between when `hidden` > 0. Logits out.
 
-    def __init__(self, width: int, hidden: int, outputs: int, dropout: float, generator: torch.Generator):
+    `units` (mean, standard deviation) are those of a regression's targets: what the layers predict is standardised,
+    what comes out is in the source's units.
+    """
+
+    def __init__(
+        self, width: int, hidden: int, outputs: int, dropout: float, generator: torch.Generator,
+        units: tuple[float, float] = (0.0, 1.0),
+    ):
         super().__init__()
+        self.register_buffer("units", torch.tensor(units, dtype=torch.float32))
+        self.standardised = units != (0.0, 1.0)
+        # A squared error counts in units squared; divided by that, gradients do not depend on the units.
+        self.loss_scale = 1 / units[1] ** 2
         sizes = [width, hidden, outputs] if hidden else [width, outputs]
         self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
         self.dropout = nn.Dropout(dropout)
@@ -43,7 +54,8 @@ class Head(nn.Module):
         """pooled (batch, width) -> logits (batch, outputs)."""
         for linear in self.linears[:-1]:
             pooled = torch.relu(linear(self.dropout(pooled)))
-        return self.linears[-1](self.dropout(pooled))
+        logits = self.linears[-1](self.dropout(pooled))
+        return logits.float() * self.units[1] + self.units[0] if self.standardised else logits
 
 
 def _initialise(linear: nn.Linear, generator: torch.Generator) -> None:
