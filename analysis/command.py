@@ -15,7 +15,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Directories of one sweep are merged, different sweeps overlaid. The answer goes to stdout; figures, tables, "
         "summary.json and report.html to DIR/report."
     )
-    parser.add_argument("sources", nargs="+", metavar="DIR", help="a sweep's output directory, e.g. runs/quickstart")
+    parser.add_argument("sources", nargs="+", metavar="DIR", help="a sweep's output directory, e.g. runs/quickstart, "
+                                                                   "or wandb:ENTITY/PROJECT/SWEEP_ID")
     parser.add_argument("--output_dir", help="where the report is written; default: DIR/report of the first DIR, or "
                                              "DIR/report-overlay with several sweeps")
     parser.add_argument("--margin", type=float, action="append", metavar="FRACTION",

@@ -17,7 +17,7 @@ from finetune.errors import ConfigError
 from finetune.results import CorruptRecord, RecordStore, TrialRecord, frozen_rank
 
 # Prefix of a source -> module whose load(source) returns Loaded, e.g. "wandb:" for wandb:ENTITY/PROJECT/SWEEP.
-LOADERS: dict[str, str] = {}
+LOADERS: dict[str, str] = {"wandb:": "analysis.from_wandb"}
 PROBE_FILE = "probe.json"
 SWEEP_FILE = "sweep.json"
 REPUBLISH_SECONDS = 0.2

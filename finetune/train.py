@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.config import TrialConfig, knob_help
+from finetune.config import KNOBS, TrialConfig, decode, knob_help
 from finetune.data.display import plain
 from finetune.errors import ConfigError, EnvironmentProblem, FinetuneError, Interrupted
 from finetune.files import FileLock
@@ -46,12 +46,20 @@ def parse_argv(argv: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
                 problems.append(f"--{name} has no value; write --{name}=value")
                 continue
             value = tokens.pop(0)
-        if name in knobs:
+        if name in knobs and not _same_value(name, knobs[name], value):
             problems.append(f"--{name} is given twice")
         knobs[name] = value
     if problems:
         raise ConfigError(problems)
     return knobs, flags
+
+
+def _same_value(name: str, first: str, second: str) -> bool:
+    """An agent that resumes a run passes its whole configuration, what the command itself says included."""
+    try:
+        return decode(first, KNOBS[name].annotation) == decode(second, KNOBS[name].annotation)
+    except (KeyError, ValueError):
+        return first == second
 
 
 def run(argv: Sequence[str]) -> int:

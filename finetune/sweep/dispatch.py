@@ -191,7 +191,7 @@ class Dispatcher:
     def _run(self, worker: Worker, assignment: Assignment) -> None:
         assignment.tries += 1
         self.board.pending[self.board.running[worker.index].kind] -= assignment.tries == 1
-        worker.send("run", assignment.knobs)
+        worker.send("run", (assignment.knobs, {"sweep": self.search.spec.name, "protocol": dict(self.protocol)}))
 
     # -- listening -------------------------------------------------------------------------------------------------
 

@@ -155,7 +155,7 @@ def _first_epoch(strategy: str | None) -> str | None:
 def _run(config: TrialConfig, team: Team) -> Probe | None:
     """None when the trial fails on so few rows (a class that has none, say): that is no news about the sweep."""
     worker = team.workers[0]
-    worker.send("run", config.model_dump())
+    worker.send("run", (config.model_dump(), None))
     while True:
         for event in team.events(TICK):
             if event.kind == "died":

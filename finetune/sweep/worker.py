@@ -1,6 +1,7 @@
 """The child process that trains: it imports torch once, keeps data and backbone warm, and answers its coordinator.
 
-coordinator -> worker    ("resolve", [(key, knobs), …])    ("run", knobs)    ("verdict", verdict)    ("quit", None)
+coordinator -> worker    ("resolve", [(key, knobs), …])    ("run", (knobs, {"sweep", "protocol"} or None))
+                         ("verdict", verdict)    ("quit", None)
 worker -> coordinator    ("ready", None)    ("resolved", (key, description))    ("refused", (key, error))
                          ("resolving_done", None)    ("started", description)    ("stepped", (step, total, loss))
                          ("epoch", entry)    ("finished", (record, predictions))    ("failed", error)
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import importlib.util
 import logging
 import os
 import signal
@@ -69,7 +69,7 @@ def _serve(connection: Connection, task: Any, options: WorkerOptions) -> None:
                 connection.send(_resolve(task, key, knobs))
             connection.send(("resolving_done", None))
         elif kind == "run":
-            connection.send(_run(connection, task, content, options))
+            connection.send(_run(connection, task, *content, options))
 
 
 def _resolve(task: Any, key: Any, knobs: Mapping[str, Any]) -> tuple[str, Any]:
@@ -81,10 +81,11 @@ def _resolve(task: Any, key: Any, knobs: Mapping[str, Any]) -> tuple[str, Any]:
         return "refused", (key, _describe(error))
 
 
-def _run(connection: Connection, task: Any, knobs: Mapping[str, Any], options: WorkerOptions) -> tuple[str, Any]:
+def _run(connection: Connection, task: Any, knobs: Mapping[str, Any], origin: Mapping[str, Any] | None,
+         options: WorkerOptions) -> tuple[str, Any]:
     try:
         config = TrialConfig.from_mapping(knobs)
-        observers: list[Observer] = [Reporter(connection, options.ask_verdicts), *_trackers(config)]
+        observers: list[Observer] = [Reporter(connection, options.ask_verdicts), *_trackers(config, origin)]
         outcome = task.run_trial(config, observer=Observers(observers))
         return "finished", (outcome.record.as_json(), dict(outcome.predictions or {}))
     except (Interrupted, EOFError, BrokenPipeError, ConnectionResetError):
@@ -93,12 +94,13 @@ def _run(connection: Connection, task: Any, knobs: Mapping[str, Any], options: W
         return "failed", _describe(error)
 
 
-def _trackers(config: TrialConfig) -> list[Observer]:
-    if importlib.util.find_spec("finetune.tracking") is None:
+def _trackers(config: TrialConfig, origin: Mapping[str, Any] | None) -> list[Observer]:
+    """`origin` says which sweep asks for the trial, and what for; None is a trial that nobody keeps (a dry run)."""
+    if origin is None:
         return []
     from finetune.tracking import open_tracker
 
-    return [open_tracker(config)]
+    return [open_tracker(config, **origin)]
 
 
 class Reporter(Observer):

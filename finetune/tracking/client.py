@@ -53,6 +53,8 @@ class Client:
     def __init__(self, folder: Path):
         self.folder = folder
         self.run: Any = None
+        self._identity: dict[str, Any] | None = None
+        self._is_ours = True  # this client has opened the run, and so finishes it
         self.mode = "disabled"
         self.stop_wanted = threading.Event()  # the server asked this run to end
         self._watch: Any = None
@@ -62,13 +64,28 @@ class Client:
     def open(self, **arguments: Any) -> None:
         """`arguments` are those of wandb.init. A server that is not there makes it an offline run."""
         try:
+            if self._join(arguments["config"]):
+                return
             self.mode = wanted_mode()
             if self.mode != "disabled":
                 self.run = self._init(self.mode, arguments)
+                self._identity = self.guarded("naming the run", self._named)
         except FinetuneError:
             raise
         except Exception as error:
             self._open_offline(error, arguments)
+
+    def _join(self, config: Mapping[str, Any]) -> bool:
+        """Take part in a run that the caller has opened, as a function of wandb.agent may; it stays the caller's."""
+        wandb = sys.modules.get("wandb")
+        run = getattr(wandb, "run", None)
+        if run is None:
+            return False
+        self.run, self._is_ours = run, False
+        self.mode = "offline" if run.settings._offline else "online"
+        run.config.update(dict(config), allow_val_change=True)
+        self._identity = self.guarded("naming the run", self._named)
+        return True
 
     def _open_offline(self, error: Exception, arguments: Mapping[str, Any]) -> None:
         if self.mode != "online":
@@ -89,9 +106,6 @@ class Client:
         own = {name: value for name, value in own.items() if f"WANDB_{name.upper()}" not in os.environ}
         settings = wandb.Settings(stop_fn=self.stop_wanted.set, finish_timeout_raises=True, **own)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if wandb.run is not None:  # the caller's own run, as in a function of wandb.agent
-            wandb.run.config.update(arguments["config"], allow_val_change=True)
-            return wandb.run
         # A sweep's run may be one that was preempted: it goes on where it was.
         resume = "allow" if mode == "online" and (arguments.get("id") or "WANDB_RUN_ID" in os.environ) else None
         run = wandb.init(mode=mode, dir=str(self.folder), settings=settings, resume=resume, **arguments)
@@ -118,8 +132,9 @@ class Client:
 
         folder = self.run_folder
         self.run = None
+        self._identity = {**self._identity, "lost": what} if self._identity else None
         say_once(f"W&B is lost while {what} ({_reason(error)}); training goes on, the record on disk is complete"
-                 + (f", and `wandb sync {folder}` sends what was logged" if folder else ""))
+                 + (f", and `finetune sync {self.folder}` sends the rest later" if folder else ""))
         with suppress(Exception):  # or its exit hook prints a traceback, and the next run finds this one
             wandb.teardown()
 
@@ -131,18 +146,20 @@ class Client:
         return None
 
     def identity(self) -> dict[str, Any] | None:
-        """What a record says of its run; None without one."""
-        return self.guarded("naming the run", lambda run: {
-            "id": run.id, "name": run.name, "project": run.project, "entity": run.entity or None,
-            "url": run.url if self.mode == "online" else None, "mode": self.mode, "sweep_id": run.sweep_id or None,
-        })
+        """What a record says of its run, with `lost` when W&B has not got all of it; None without a run."""
+        return self._identity
+
+    def _named(self, run: Any) -> dict[str, Any]:
+        return {"id": run.id, "name": run.name, "project": run.project, "entity": run.entity or None,
+                "url": run.url if self.mode == "online" else None, "mode": self.mode, "sweep_id": run.sweep_id or None}
 
     # -- end ---------------------------------------------------------------------------------------------------------
 
     def finish(self, exit_code: int) -> None:
         if self._watch is not None:
             self._watch.stop_soon()
-        self.guarded("finishing the run", lambda run: run.finish(exit_code=exit_code))
+        if self._is_ours:
+            self.guarded("finishing the run", lambda run: run.finish(exit_code=exit_code))
         self.run = None
 
 

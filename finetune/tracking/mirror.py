@@ -105,7 +105,8 @@ def run_name(config: TrialConfig, strategy: str) -> str:
     """What tells a run from its neighbours: the strategy, every knob that is not at its default, the seed."""
     changed = [f"{name}={_short(config.get(name))}" for name, knob in KNOBS.items()
                if knob.in_trial_id != NEVER and name not in _NAMED and config.get(name) != knob.default]
-    return _clean(" ".join([strategy, *changed, f"seed={config.seed}"]), _NAME_LIMIT)
+    seed = f" seed={config.seed}"
+    return _clean(" ".join([strategy, *changed]), _NAME_LIMIT - len(seed)) + seed
 
 
 def tags(config: TrialConfig, strategy: str) -> list[str]:

@@ -47,6 +47,7 @@ class Tracker(Observer):
         folder = Path(config.output_dir or Path("runs") / (sweep or "single"))
         self.client = Client(folder)
         self._unfinished: UnfinishedRun | None = None
+        self._run_id: str | None = None
         self._opened = False
         self._logged = 0  # the last epoch that the run has
 
@@ -61,7 +62,7 @@ class Tracker(Observer):
         self._unfinished = UnfinishedRun(self.client.folder / "wandb" / "unfinished" / resolved["trial_id"][:32])
         self.client.open(
             project=self._project, entity=self.config.wandb_entity,
-            id=None if in_sweep() else self._unfinished.remembered(),  # an agent names the run
+            id=None if in_sweep() else self._run_id or self._unfinished.remembered(),  # an agent names the run
             config=config_of(self.config.model_dump(), facts), group=resolved["setting_id"],
             job_type=self.protocol.get("phase", "train"), name=run_name(self.config, strategy),
             tags=tags(self.config, strategy),
@@ -123,8 +124,9 @@ class Tracker(Observer):
             self._opened = True
             self.client.open(project=self._project, entity=self.config.wandb_entity, config=dict(knobs))
 
-    def replay(self, record: TrialRecord, predictions: Mapping[str, np.ndarray]) -> None:
-        """Tell W&B of a trial that was trained before: the same run, afterwards."""
+    def replay(self, record: TrialRecord, predictions: Mapping[str, np.ndarray], run_id: str | None = None) -> None:
+        """Tell W&B of a trial that was trained before: a run, afterwards. Outside a sweep `run_id` names it."""
+        self._run_id = run_id
         self.started({**record.model_dump(), "strategy": record.effective.get("strategy")})
         for entry in record.history:
             self.epoch_ended(entry["epoch"], entry)

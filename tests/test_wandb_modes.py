@@ -1,0 +1,116 @@
+"""W&B offline, off, out of reach, gone in the middle, its core killed: training goes on, the record is complete."""
+
+from __future__ import annotations
+
+import socket
+
+import psutil
+import pytest
+from wandb_server import API_KEY
+from wandb_stage import keys_in, stage, until
+
+from finetune.results import RecordStore
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture
+def staged(tmp_path, tiny_bert_dir):
+    with stage(tmp_path, tiny_bert_dir) as director:
+        yield director
+
+
+def the_record(staged, epochs=2):
+    (record,) = RecordStore(staged.folder / "out")
+    assert record.state == "complete" and len(record.history) == epochs and record.metrics["test"]
+    assert RecordStore(staged.folder / "out").predictions(record)
+    return record
+
+
+def warnings(output):
+    return [line for line in output.splitlines() if line.startswith("finetune: ")]
+
+
+def start(staged, **changes):
+    arguments = [f"--{name}={value}" for name, value in staged.knobs(**changes).items()]
+    return staged.start("python", "-m", "finetune.train", *arguments)
+
+
+def test_online(staged):
+    code, output = staged.train("--preemptible=False", freeze_depth=2)
+    assert code == 0, output
+    record, (run,) = the_record(staged), staged.runs()
+    assert run.state == "finished" and record.wandb_run["id"] == run.name and record.wandb_run["mode"] == "online"
+    assert [row["epoch"] for row in run.rows()] == [row["_step"] for row in run.rows()] == [1, 2]
+    assert run.params()["optimizer"] == {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-08}
+    assert run.summary["parameters/trainable_share"] == pytest.approx(
+        record.parameters["trainable"] / record.parameters["total"])
+    assert run.summary["deepest_trainable_layer"] == 2 and run.summary["cost/train_seconds"] > 0
+    assert run.summary["validation/accuracy"] == record.metrics["validation"]["accuracy"]
+    assert run.attributes["groupName"] == record.setting_id and "prefix:2" in run.attributes["tags"]
+    assert run.attributes["displayName"].startswith("prefix:2 ") and run.attributes["displayName"].endswith("seed=1")
+    (artifact,) = staged.server.state.artifacts.values()
+    sent = {name: staged.server.state.blobs[key] for name, key in artifact.files.items()}
+    folder = RecordStore(staged.folder / "out").folder(record.trial_id)
+    assert sent == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert not warnings(output) and not staged.server.unknown and not keys_in(staged.texts())
+
+
+@pytest.mark.parametrize(("mode", "recorded"), [("offline", True), ("disabled", False)])
+def test_a_mode_that_sends_nothing(staged, mode, recorded):
+    code, output = staged.train(freeze_depth=2, extra={"WANDB_MODE": mode})
+    assert code == 0, output
+    record = the_record(staged)
+    assert (record.wandb_run or {}).get("mode") == ("offline" if recorded else None)
+    assert bool(list(staged.folder.glob("out/wandb/offline-run-*/*.wandb"))) == recorded
+    assert not staged.server.requests and not keys_in(staged.texts())
+
+
+def test_without_a_key_it_is_off_and_says_so_once(staged):
+    code, output = staged.train(freeze_depth=2, extra={"WANDB_API_KEY": ""})
+    assert code == 0, output
+    assert the_record(staged).wandb_run is None
+    assert len(warnings(output)) == 1 and "no API key" in warnings(output)[0]
+
+
+def test_a_server_out_of_reach_makes_it_an_offline_run_after_one_warning(staged):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    code, output = staged.train(freeze_depth=2, extra={"WANDB_BASE_URL": url, "WANDB_INIT_TIMEOUT": "4"})
+    assert code == 0, output
+    assert the_record(staged).wandb_run["mode"] == "offline"
+    assert len(warnings(output)) == 1 and "cannot be reached" in warnings(output)[0]
+    assert not keys_in(staged.texts()) and "Traceback" not in output
+
+
+def test_a_server_that_vanishes_in_the_middle(staged):
+    process = start(staged, freeze_depth=4, num_train_epochs=150)
+    until(lambda: staged.runs() and len(staged.runs()[0].rows()) >= 2, "the run logs")
+    staged.server.vanish()
+    code, output = process.wait(280), process.log.read_text()
+    assert code == 0, output
+    record = the_record(staged, epochs=150)
+    assert record.wandb_run["id"] == staged.runs()[0].name
+    assert len(warnings(output)) == 1 and "finetune sync" in warnings(output)[0], output
+    assert API_KEY not in output and "Traceback" not in output
+
+
+def test_a_killed_wandb_core(staged):
+    process = start(staged, freeze_depth=4, num_train_epochs=150)
+    until(lambda: staged.runs() and len(staged.runs()[0].rows()) >= 2, "the run logs")
+    (core,) = [child for child in psutil.Process(process.pid).children(recursive=True) if "wandb-core" in child.name()]
+    core.kill()
+    code, output = process.wait(280), process.log.read_text()
+    assert code == 0, output
+    record = the_record(staged, epochs=150)
+    assert record.wandb_run["lost"] and len(warnings(output)) == 1, output
+    assert "Traceback" not in output and not keys_in(staged.texts())
+
+
+@pytest.mark.slow
+def test_a_key_that_the_server_refuses(staged):
+    code, output = staged.train(freeze_depth=2, extra={"WANDB_API_KEY": "f" * 40})
+    assert code == 0, output
+    the_record(staged)
+    assert len(warnings(output)) == 1 and "f" * 40 not in output
