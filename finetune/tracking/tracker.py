@@ -61,8 +61,7 @@ class Tracker(Observer):
         strategy = resolved.get("strategy") or resolved.get("effective", {}).get("strategy") or ""
         self._unfinished = UnfinishedRun(self.client.folder / "wandb" / "unfinished" / resolved["trial_id"][:32])
         self.client.open(
-            project=self._project, entity=self.config.wandb_entity,
-            id=None if in_sweep() else self._run_id or self._unfinished.remembered(),  # an agent names the run
+            **self._where(self._run_id or self._unfinished.remembered()),
             config=config_of(self.config.model_dump(), facts), group=resolved["setting_id"],
             job_type=self.protocol.get("phase", "train"), name=run_name(self.config, strategy),
             tags=tags(self.config, strategy),
@@ -122,7 +121,7 @@ class Tracker(Observer):
         """The run of a sweep says why it cannot even begin: behind a launcher nobody sees the exit code."""
         if not self._opened:
             self._opened = True
-            self.client.open(project=self._project, entity=self.config.wandb_entity, config=dict(knobs))
+            self.client.open(**self._where(None), config=dict(knobs))
 
     def replay(self, record: TrialRecord, predictions: Mapping[str, np.ndarray], run_id: str | None = None) -> None:
         """Tell W&B of a trial that was trained before: a run, afterwards. Outside a sweep `run_id` names it."""
@@ -134,9 +133,12 @@ class Tracker(Observer):
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    @property
-    def _project(self) -> str:
-        return self.config.wandb_project or os.environ.get("WANDB_PROJECT") or PROJECT
+    def _where(self, run_id: str | None) -> dict[str, Any]:
+        """Project, entity and id of the run; in a sweep of W&B the agent has decided them."""
+        if in_sweep():
+            return {}
+        project = self.config.wandb_project or os.environ.get("WANDB_PROJECT") or PROJECT
+        return {"project": project, "entity": self.config.wandb_entity, "id": run_id}
 
     def _define_metrics(self, run: Any) -> None:
         run.define_metric("epoch")

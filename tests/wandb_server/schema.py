@@ -121,7 +121,7 @@ class Schema:
             "wandbConfig": lambda keys=None: json.dumps(run.params().get("_wandb", {})),
             "historyKeys": lambda: history_keys(run), "history": history,
             "events": lambda samples=None: run.events[:samples],
-            "sampledHistory": lambda specs: [sampled(run, json.loads(spec)) for spec in specs],
+            "sampledHistory": lambda specs: [sampled(run, json.loads(spec)) for spec in as_list(specs)],
             "parquetHistory": lambda liveKeys=None: {"parquetUrls": [], "liveData": []},
             "fileCount": len(run.files), "files": lambda **asked: self.run_files(run, **asked),
             "outputArtifacts": lambda first=None, after=None: connection(self.artifacts.of_run(run), first, after),
@@ -229,6 +229,11 @@ class Schema:
             run.files.setdefault(name, self.state.blob_key())
         made = [{"name": name, "uploadUrl": self.url(run.files[name])} for name in files]
         return {"runID": run.id, "uploadHeaders": [], "files": made}
+
+
+def as_list(value: Any) -> list[Any]:
+    """GraphQL takes one value where a list is asked for; the agent sends "{}"."""
+    return value if isinstance(value, list) else [value]
 
 
 def history_keys(run: Run) -> Node | None:
