@@ -69,9 +69,9 @@ class TrialConfig(BaseModel):
         0, "hidden width of the classifier; 0 is a single linear layer", group="head", unit="units", ge=0, le=65536
     )
     head_dropout: float = knob(0.1, "dropout before each linear layer of the head", group="head", ge=0, lt=1)
-    pooling: Literal["mean", "cls", "pooler", "last"] = knob(
-        "mean", "how token vectors become one: mean over real tokens, first token, the pretrained pooler, "
-        "or the last real token (decoders)", group="head",
+    pooling: Literal["mean", "cls", "pooler", "last"] | None = knob(
+        None, "how token vectors become one: mean over real tokens, first token, the pretrained pooler, or the last "
+        "real token; default: last for decoders, mean for encoders", group="head",
     )
 
     # optimization

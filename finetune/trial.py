@@ -31,7 +31,7 @@ from finetune.files import digest_of
 from finetune.freezing import AuditReport, FreezePlan, audit_loss, resolve_strategy
 from finetune.loop import Trainer, per_example_loss
 from finetune.memory import peak_memory_bytes, reset_peak_memory
-from finetune.models import Backbone, LayerStack, check_pooling, load_backbone, prepare_backbone
+from finetune.models import Backbone, LayerStack, check_pooling, chosen_pooling, load_backbone, prepare_backbone
 from finetune.models.head import Classifier, Head
 from finetune.observer import Observer
 from finetune.randomness import stream_seed
@@ -61,7 +61,8 @@ class ResolvedTrial:
         """What decides the result: knobs that act on nothing are None, names are replaced by digests."""
         knobs = {name: self.config.get(name) for name, knob in KNOBS.items() if knob.in_trial_id == RESULT}
         knobs |= {"strategy": self.strategy.canonical, "freeze_depth": self.strategy.freeze_depth,
-                  "metric_for_best_model": self.metric, "max_length": self.max_length}
+                  "metric_for_best_model": self.metric, "max_length": self.max_length,
+                  "pooling": chosen_pooling(self.config.pooling, self.backbone.stack)}
         knobs.pop("split_seed")  # the fingerprint holds the rows that it chose
         if self.config.train_size is None:
             knobs["subset_seed"] = None
@@ -163,7 +164,7 @@ def build_classifier(resolved: ResolvedTrial) -> tuple[Classifier, LayerStack]:
                 target_units(resolved.data))
     if config.gradient_checkpointing:  # the non-reentrant kind: the other drops gradients above a frozen prefix
         stack.model.gradient_checkpointing_enable({"use_reentrant": False})
-    classifier = Classifier(stack.model, head, config.pooling)
+    classifier = Classifier(stack.model, head, chosen_pooling(config.pooling, stack))
     return classifier, stack.bind(classifier)
 
 

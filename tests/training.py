@@ -15,7 +15,7 @@ from finetune.data.batches import Collator
 from finetune.data.encoding import EncodedSplit
 from finetune.freezing import resolve_strategy
 from finetune.loop import Trainer
-from finetune.models import LayerStack, strip_unused_pooler
+from finetune.models import LayerStack, chosen_pooling, strip_unused_pooler
 from finetune.models.head import Classifier, Head
 
 
@@ -33,12 +33,12 @@ def trainer_for(model: nn.Module, stack: LayerStack | None = None, *, count: int
     config = TrialConfig.from_mapping({
         "num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "head_learning_rate": 1e-2,
         "weight_decay": 0.5, "warmup_ratio": 0.0, "prefix_cache": False, **knobs})
-    strip_unused_pooler(model, config.pooling)
+    strip_unused_pooler(model, config.pooling or "mean")
     stack = LayerStack.discover(model) if stack is None else stack.rebind(model)
     strategy = resolve_strategy(config, stack.num_layers)
     stack = strategy.adapt(stack, config.seed)
     head = Head(stack.width, 0, 2, config.head_dropout, torch.Generator().manual_seed(config.seed))
-    classifier = Classifier(stack.model, head, config.pooling)
+    classifier = Classifier(stack.model, head, chosen_pooling(config.pooling, stack))
     vocabulary = model.config.get_text_config().vocab_size
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -2,7 +2,7 @@
 
     strategy = resolve_strategy(config, backbone.num_layers)
     stack = prepare_backbone(backbone, config, strategy)      # stack.model is the fresh, adapted backbone
-    classifier = Classifier(stack.model, head, config.pooling)
+    classifier = Classifier(stack.model, head, chosen_pooling(config.pooling, stack))
     stack = stack.bind(classifier)
     moment = Moment(epoch=1, step=0, total_epochs=…, total_steps=…, seed=config.seed)
     phase, plan = strategy.phase(moment), strategy.plan(stack, moment)

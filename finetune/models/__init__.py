@@ -9,7 +9,7 @@ from typing import Any
 _HOME = {
     "Backbone": "backbone", "load_backbone": "backbone",
     "LayerStack": "layers", "UnsupportedBackbone": "layers",
-    "check_pooling": "poolers", "strip_unused_pooler": "poolers",
+    "check_pooling": "poolers", "chosen_pooling": "poolers", "strip_unused_pooler": "poolers",
     "prepare_backbone": "prepare", "reinit_layers": "prepare",
 }
 

@@ -15,6 +15,7 @@ from finetune.freezing.strategies import Strategy
 from finetune.models.backbone import load_backbone
 from finetune.models.head import Classifier, Head
 from finetune.models.layers import LayerStack
+from finetune.models.poolers import chosen_pooling
 from finetune.models.prepare import prepare_backbone
 
 ANY_OUTPUTS = 2  # the head's outputs where no data set says how many
@@ -51,7 +52,7 @@ def _built(config: TrialConfig) -> tuple[Classifier, LayerStack, Strategy, None]
     strategy = resolve_strategy(config, backbone.num_layers)
     stack = prepare_backbone(backbone, config, strategy)
     head = Head(stack.width, config.head_size, ANY_OUTPUTS, config.head_dropout, torch.Generator())
-    classifier = Classifier(stack.model, head, config.pooling)
+    classifier = Classifier(stack.model, head, chosen_pooling(config.pooling, stack))
     return classifier, stack.bind(classifier), strategy, None
 
 

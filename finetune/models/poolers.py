@@ -11,6 +11,13 @@ from finetune.models.probe import probe_inputs, watch_calls
 
 if TYPE_CHECKING:
     from finetune.models.backbone import Backbone
+    from finetune.models.layers import LayerStack
+
+
+def chosen_pooling(pooling: str | None, stack: LayerStack) -> str:
+    """What is asked for; by default the last real token of a decoder (no other has seen the text) and an encoder's
+    mean."""
+    return pooling or ("last" if stack.causal else "mean")
 
 
 def strip_unused_pooler(model: nn.Module, pooling: str) -> None:
@@ -24,7 +31,7 @@ def strip_unused_pooler(model: nn.Module, pooling: str) -> None:
         model.pooler = nn.Identity()
 
 
-def check_pooling(pooling: str, backbone: Backbone) -> list[Problem]:
+def check_pooling(pooling: str | None, backbone: Backbone) -> list[Problem]:
     """Why this pooling makes no sense for this backbone: at most one problem."""
     if pooling == "pooler" and not backbone.has_pretrained_pooler:
         return [_problem(pooling, f"{backbone.name} has no pretrained pooler; use mean or cls")]
@@ -46,7 +53,7 @@ def _marks_first(backbone: Backbone) -> bool:
     return bool(tokens) and tokens[0] in backbone.tokenizer.all_special_ids
 
 
-def require_pooling(pooling: str, backbone: Backbone) -> None:
+def require_pooling(pooling: str | None, backbone: Backbone) -> None:
     """Raises ConfigError when `check_pooling` finds a problem."""
     if problems := check_pooling(pooling, backbone):
         raise ConfigError(problems)

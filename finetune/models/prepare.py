@@ -10,7 +10,7 @@ from finetune.config import TrialConfig
 from finetune.errors import ConfigError, Problem
 from finetune.models.backbone import Backbone
 from finetune.models.layers import TOP, LayerStack, layer_part
-from finetune.models.poolers import require_pooling, strip_unused_pooler
+from finetune.models.poolers import chosen_pooling, require_pooling, strip_unused_pooler
 
 if TYPE_CHECKING:
     from finetune.freezing.strategies import Strategy
@@ -26,7 +26,7 @@ def prepare_backbone(backbone: Backbone, config: TrialConfig, strategy: Strategy
     """
     require_pooling(config.pooling, backbone)
     model = backbone.fresh_model()
-    strip_unused_pooler(model, config.pooling)
+    strip_unused_pooler(model, chosen_pooling(config.pooling, backbone.stack))
     stack = backbone.stack.rebind(model)
     if config.reinit_layers:
         reinit_layers(stack, config.reinit_layers, config.seed)
