@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,10 +16,10 @@ MOST_STRATEGIES = 5  # that are told in a sentence; more are in the table
 
 
 class Answer(NamedTuple):
-    """What to remember, and what to know besides."""
+    """What to remember, and what to know besides: one paragraph per curve."""
 
     headline: str
-    detail: str
+    details: list[str]
 
 
 def answer(curves: Sequence[Curve], margin: float) -> Answer:
@@ -28,21 +29,29 @@ def answer(curves: Sequence[Curve], margin: float) -> Answer:
         return found[0]
     about = {where(curve) for curve in curves}
     of = f" for {about.pop()}" if len(about) == 1 else ""
-    depths = "; ".join(f"{curve.name}: {_deepest(curve, margin)}" for curve in curves)
-    details = [f"{curve.name}: {a.detail}" for curve, a in zip(curves, found, strict=True) if a.detail]
-    return Answer(f"Deepest safe freeze at a margin of {margin_text(margin)}{of}: {depths}.", " ".join(details))
+    outcomes: dict[str, list[str]] = defaultdict(list)
+    for curve in curves:
+        outcomes[_deepest(curve, margin)].append(curve.name)
+    depths = "; ".join(f"{outcome} ({_which(names, curves)})" for outcome, names in outcomes.items())
+    details = [f"{curve.name}: {' '.join(a.details)}" for curve, a in zip(curves, found, strict=True) if a.details]
+    return Answer(f"Deepest safe freeze at a margin of {margin_text(margin)}{of}: {depths}.", details)
+
+
+def _which(names: list[str], curves: Sequence[Curve]) -> str:
+    return f"all {len(curves)} curves" if len(names) == len(curves) else "; ".join(names)
 
 
 def _deepest(curve: Curve, margin: float) -> str:
-    if verdict.blocked(curve) is not None:
-        return f"no verdict ({verdict.blocked(curve)})"
+    if (reason := verdict.blocked(curve)) is not None:
+        return f"no verdict, {reason}"
     depth = verdict.deepest_safe(curve, margin).freeze_depth
     return "none is shown" if depth is None else Arm("", depth).name
 
 
 def _one(curve: Curve, margin: float) -> Answer:
     headline, detail = _verdict(curve, margin) if verdict.blocked(curve) is None else _no_verdict(curve)
-    return Answer(headline, " ".join(part for part in (detail, _strategies(curve)) if part))
+    text = " ".join(part for part in (detail, _strategies(curve)) if part)
+    return Answer(headline, [text] if text else [])
 
 
 def _strategies(curve: Curve) -> str:
@@ -64,13 +73,13 @@ def _change(point: Point, curve: Curve) -> stats.Interval:
 def where(curve: Curve) -> str:
     """Model and data, for a sentence."""
     identity = curve.protocol.group.identity
-    return f"{identity['model']} on {identity['dataset']}"
+    return f"{str(identity['model']).rsplit('/', 1)[-1]} on {identity['dataset']}"
 
 
-def _verdict(curve: Curve, margin: float) -> Answer:
+def _verdict(curve: Curve, margin: float) -> tuple[str, str]:
     safe = verdict.deepest_safe(curve, margin)
     if safe.freeze_depth is None:
-        return Answer(f"No frozen depth of {where(curve)} is shown to lose at most {margin_text(margin)} of "
+        return (f"No frozen depth of {where(curve)} is shown to lose at most {margin_text(margin)} of "
                       f"{curve.metric} against full fine-tuning.", _sentence(safe.reason))
     point = next(p for p in curve.depths if p.arm.freeze_depth == safe.freeze_depth)
     bound = max(verdict.loss_bound(point, curve), 0.0)
@@ -78,8 +87,8 @@ def _verdict(curve: Curve, margin: float) -> Answer:
                 f"points of {curve.metric} against full fine-tuning (95% confidence){_saving(curve, point)}.")
     up_to = f"Every depth up to it is shown to lose at most {margin_text(margin)}."
     if safe.freeze_depth == verdict.sequence(curve)[-1].arm.freeze_depth:
-        return Answer(headline, f"{up_to} No deeper freeze was tried.")
-    return Answer(headline, f"{up_to} {_sentence(safe.reason)}")
+        return (headline, f"{up_to} No deeper freeze was tried.")
+    return (headline, f"{up_to} {_sentence(safe.reason)}")
 
 
 def _sentence(text: str) -> str:
@@ -103,16 +112,16 @@ def _saving(curve: Curve, point: Point) -> str:
     return f" and trains in {own / full:.0%} of the time" if own and full and own < full else ""
 
 
-def _no_verdict(curve: Curve) -> Answer:
+def _no_verdict(curve: Curve) -> tuple[str, str]:
     """What can be said without one: the deepest depth's change, or the best level."""
     headline = f"No verdict for {where(curve)}: {verdict.blocked(curve)}."
     deepest = next((p for p in reversed(verdict.sequence(curve)) if p.loss is not None), None)
     if deepest is None:
         best = max(curve.points, key=lambda p: curve.sign * p.interval.estimate)
-        return Answer(headline, f"The best of what was tried is {best.arm.name} with {curve.metric} "
+        return (headline, f"The best of what was tried is {best.arm.name} with {curve.metric} "
                                 f"{percent(best.interval.estimate)}{_between(best.interval)}.")
     change = _change(deepest, curve)
-    return Answer(headline, f"Freezing {depth_phrase(curve, deepest)} changes {curve.metric} by "
+    return (headline, f"Freezing {depth_phrase(curve, deepest)} changes {curve.metric} by "
                             f"{signed(change.estimate)} points{_range(change)}.")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -29,11 +29,20 @@ def all_warnings(loaded: Loaded, curves: Sequence[Curve], margins: Sequence[floa
     found = [Warning("damaged-record", text) for text in loaded.problems]
     found += [Warning("unfinished", text) for text in unfinished(loaded)]
     for kind, check in CHECKS:
+        where: dict[str, list[str]] = defaultdict(list)
         for curve in curves:
-            prefix = f"{curve.name}: " if curve.name else ""
-            found += [Warning(kind, prefix + text) for text in check(curve)]
+            for text in check(curve):
+                where[text].append(curve.name)
+        found += [Warning(kind, _located(text, found_at, len(curves))) for text, found_at in where.items()]
     found += [Warning("margin", text) for curve in curves for text in margin_changed(curve, margins)]
     return list(dict.fromkeys(found))
+
+
+def _located(text: str, names: Sequence[str], curves: int) -> str:
+    """Where there are several curves, which of them a warning is about."""
+    if curves == 1:
+        return text
+    return f"{'all curves' if len(names) == curves else '; '.join(names)}: {text}"
 
 
 def no_reference(curve: Curve) -> Iterator[str]:

@@ -132,7 +132,7 @@ def _depth(depth: int | None) -> Cell:
 
 def kept_table(summary: dict[str, Any]) -> Table:
     rows = [[*_curve_cell(e), Cell(f"{e['share']:.0%}", e["share"]), _depth(e["freeze_depth"]), Cell(e["reason"])]
-            for e in summary["kept_gain"]]
+            for e in summary["kept_gain"] if not e["reason"].startswith("no verdict")]
     return Table("kept-gain", "Share of the gain that is kept", "Of what full fine-tuning gains over the baseline; "
                  "one-sided 95% bounds, tested from shallow to deep.",
                  [*_curve_column(summary), "keeps", "freeze up to", "why not deeper"], rows)

@@ -9,6 +9,8 @@ from analysis import plots, plots_cost, plots_detail, plots_tuning, svg
 from analysis.curves import Curve, counted_at_baseline
 
 MOST_OVERLAID = 7  # colours that can be told apart
+MOST_PANELS = 24
+WIDE = 9.6  # inches: the page's width
 
 
 class Figure(NamedTuple):
@@ -34,7 +36,13 @@ def _main(curves: Sequence[Curve], margin: float) -> Iterator[Figure]:
     together = len(computed) > 1 and len({curve.metric for curve in computed}) == 1 and len(computed) <= MOST_OVERLAID
     if together or len(computed) == 1:
         yield draw("curve", "curve", f"Test {computed[0].metric} against frozen layers", caption,
-                   lambda ax: plots.draw_depth_curves(computed, ax))
+                   lambda ax: plots.draw_depth_curves(computed, ax), figsize=(WIDE, 4.8))
+    elif computed:
+        shown, columns = computed[:MOST_PANELS], 3
+        rows = -(-len(shown) // columns)
+        yield draw("curve", "curve", "Test result against frozen layers", caption,
+                   lambda axes: plots.draw_panels(shown, axes.flat), nrows=rows, ncols=columns, squeeze=False,
+                   sharey=len({curve.metric for curve in shown}) == 1, figsize=(WIDE, 0.5 + 2.6 * rows))
     for index, curve in enumerate(computed if len(computed) > 1 else [], start=1):
         yield draw(f"curve-{index}", "detail", f"{curve.name}: test {curve.metric} against frozen layers", caption,
                    lambda ax, own=curve: plots.draw_depth_curves([own], ax))
@@ -65,9 +73,9 @@ def _differences(curves: Sequence[Curve], margin: float) -> Iterator[Figure]:
     found = [change for curve in curves for change in plots_cost.changes(curve)]
     if found and len({curve.metric for curve in curves}) == 1:
         yield draw("differences", "curve", "Difference to full fine-tuning",
-                   "Paired by seed and by test row; 95% intervals, not adjusted for their number.",
+                   "Paired by seed and by test row; 95% intervals, not adjusted for their number. Dotted: the margin.",
                    lambda ax: plots_cost.draw_changes(found, curves[0].metric, margin, curves[0].sign, ax),
-                   figsize=(7.2, 1.2 + 0.36 * len(found)))
+                   figsize=(WIDE, 1.3 + 0.36 * len(found)))
 
 
 def _costs(curves: Sequence[Curve]) -> Iterator[Figure]:

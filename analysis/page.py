@@ -12,6 +12,7 @@ from analysis.content import Table, make_tables, metric_of
 from analysis.curves import Curve
 from analysis.figures import Figure
 from analysis.methods import methods_paragraph, notes, scope
+from analysis.svg import DARK_CSS
 
 _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
           "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--", "<": "$<$",
@@ -57,6 +58,7 @@ def render(summary: dict[str, Any], curves: Sequence[Curve], figures: Sequence[F
         "summary": summary, "figures": figures, "tables": {table.name: table for table in tables},
         "title": title(summary), "metric": metric_of(summary), "scope": scope(summary),
         "methods": [(curve.name, methods_paragraph(curve, margins)) for curve in curves], "notes": notes(curves),
+        "dark_css": DARK_CSS,
     }
     documents = {name: environment().get_template(name).render(context) for name in ("report.html", "report.md")}
     return documents | {f"tables/{table.name}.tex": render_latex(table) for table in tables}

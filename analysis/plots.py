@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from analysis import svg, verdict
@@ -76,7 +76,19 @@ def positions(curves: Sequence[DepthCurve]) -> dict[int, int]:
     return {arm.freeze_depth: place for place, arm in enumerate(ordered) if arm.freeze_depth is not None}
 
 
-def draw_depth_curves(curves: Sequence[DepthCurve], ax: Axes) -> None:
+def draw_panels(curves: Sequence[DepthCurve], axes: Iterable[Axes]) -> None:
+    """One small picture per curve, where one for all could not be read; axes that are left over stay empty."""
+    axes = list(axes)
+    for curve, ax in zip(curves, axes, strict=False):
+        draw_depth_curves([curve._replace(name="")], ax, legend=False)
+        ax.set_title(svg.label(curve.name, 34), fontsize=9)
+    for ax in axes[len(curves):]:
+        ax.set_axis_off()
+    first = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(*first, loc="outside lower center", ncols=3, fontsize=8.5)
+
+
+def draw_depth_curves(curves: Sequence[DepthCurve], ax: Axes, *, legend: bool = True) -> None:
     """Metric against frozen layers; with one curve also the reference, the margin and the safe region."""
     places = positions(curves)
     for index, curve in enumerate(curves):
@@ -87,10 +99,12 @@ def draw_depth_curves(curves: Sequence[DepthCurve], ax: Axes) -> None:
     elif len({curve.baseline for curve in curves}) == 1:
         _draw_baseline(curves[0], ax)
     ax.set_xticks(list(places.values()), ["emb" if depth == -1 else str(depth) for depth in places])
-    ax.set_xlabel("frozen layers (0: full fine-tuning)" + (", emb: embeddings only" if -1 in places else ""))
+    emb = "; emb: embeddings only" if -1 in places else ""
+    ax.set_xlabel(f"frozen layers (0: full fine-tuning{emb})" if legend else "frozen layers")
     ax.set_ylabel(axis_name(curves[0].metric))
     ax.grid(axis="x", visible=False)
-    _legend_below(ax)
+    if legend:
+        ax.figure.legend(loc="outside lower center", ncols=3, fontsize=8.5)
 
 
 def _draw_curve(curve: DepthCurve, places: dict[int, int], index: int, shift: float, ax: Axes) -> None:
@@ -138,7 +152,3 @@ def _draw_baseline(curve: DepthCurve, ax: Axes) -> None:
     text = f"{name} {number(curve.metric, curve.baseline)} {'↓' if below else '↑'}"
     ax.annotate(text, (0.012, 0.015 if below else 0.985), xycoords="axes fraction", va="bottom" if below else "top",
                 fontsize=8.5)
-
-
-def _legend_below(ax: Axes) -> None:
-    ax.figure.legend(loc="outside lower center", ncols=3, fontsize=8.5)

@@ -88,6 +88,8 @@ def draw_pareto(fronts: Sequence[list[CostPoint]], cost: Cost, metric: str, ax: 
     ax.set_xlabel(cost.axis)
     ax.set_ylabel(axis_name(metric))
     ax.margins(x=0.12)
+    if len(fronts) > 1:
+        _legend([found[0].curve for found in fronts if found], ax)
 
 
 def _full_label(point: CostPoint) -> str:
@@ -114,24 +116,35 @@ def changes(curve: Curve) -> list[Change]:
 
 
 def draw_changes(found: Sequence[Change], metric: str, margin: float, sign: int, ax: Axes) -> None:
-    """One row per arm: the difference with its interval, beside zero and the margin."""
-    names = list(dict.fromkeys(change.curve for change in found))
-    for place, change in enumerate(found):
-        index = names.index(change.curve)
-        colour = svg.COLOURS[index % len(svg.COLOURS)]
-        if not math.isnan(change.low):
-            ax.hlines(place, 100 * change.low, 100 * change.high, color=colour, linewidth=2.2)
-        mark, = ax.plot([100 * change.estimate], [place], svg.MARKERS[index % len(svg.MARKERS)], color=colour)
-        between = "" if math.isnan(change.low) else f" ({signed(change.low)} to {signed(change.high)})"
-        svg.hover(mark, f"{change.curve + ', ' if change.curve else ''}{change.label}: {signed(change.estimate)} "
-                        f"points{between}")
+    """One row per arm and in it one line per curve: the difference with its interval, beside zero and the margin."""
+    rows, curves = (list(dict.fromkeys(getattr(change, key) for change in found)) for key in ("label", "curve"))
+    for change in found:
+        index = curves.index(change.curve)
+        place = rows.index(change.label) + (0.7 * (index / (len(curves) - 1) - 0.5) if len(curves) > 1 else 0.0)
+        _draw_change(change, place, svg.COLOURS[index % len(svg.COLOURS)], svg.MARKERS[index % len(svg.MARKERS)], ax)
     ax.axvline(0, color=svg.INK, linewidth=1, linestyle="--")
     ax.axvline(-sign * 100 * margin, color=svg.GREEN, linewidth=1.2, linestyle=":")
-    ax.set_yticks(range(len(found)), [svg.label(_row_name(change), 34) for change in found])
-    ax.set_ylim(len(found) - 0.4, -0.6)
+    ax.set_yticks(range(len(rows)), [svg.label(row, 34) for row in rows])
+    ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel(f"change of test {metric} against full fine-tuning (points); dotted: the margin")
+    ax.set_xlabel(f"change of test {metric} (points)")
+    if len(curves) > 1:
+        _legend(curves, ax)
 
 
-def _row_name(change: Change) -> str:
-    return f"{change.label} · {change.curve}" if change.curve else change.label
+def _draw_change(change: Change, place: float, colour: str, marker: str, ax: Axes) -> None:
+    if not math.isnan(change.low):
+        ax.hlines(place, 100 * change.low, 100 * change.high, color=colour, linewidth=2.2)
+    mark, = ax.plot([100 * change.estimate], [place], marker, color=colour)
+    between = "" if math.isnan(change.low) else f" ({signed(change.low)} to {signed(change.high)})"
+    svg.hover(mark, f"{change.curve + ', ' if change.curve else ''}{change.label}: {signed(change.estimate)} "
+                    f"points{between}")
+
+
+def _legend(curves: Sequence[str], ax: Axes) -> None:
+    """One entry per curve, below the axes."""
+    from matplotlib.lines import Line2D
+
+    marks = [Line2D([], [], color=svg.COLOURS[i % len(svg.COLOURS)], marker=svg.MARKERS[i % len(svg.MARKERS)],
+                    label=svg.label(name)) for i, name in enumerate(curves)]
+    ax.figure.legend(handles=marks, loc="outside lower center", ncols=3, fontsize=8.5)

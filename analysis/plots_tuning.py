@@ -65,7 +65,9 @@ def draw_grid(grid: Grid, metric: str, ax: Axes, *, diverging: bool = False) -> 
     colours = mpl.colormaps["PuOr_r" if diverging else "cividis"]
     mesh = ax.pcolormesh(shown, cmap=colours, edgecolors="none", vmin=-most if most else None, vmax=most)
     for (i, j), value in np.ndenumerate(scale * grid.values):
-        if not math.isnan(value):
+        if math.isnan(value):
+            ax.text(j + 0.5, i + 0.5, "–", ha="center", va="center", fontsize=8.5)
+        else:
             bold = grid.strong is not None and bool(grid.strong[i, j])
             red, green, blue, _ = colours(mesh.norm(value))
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55

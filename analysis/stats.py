@@ -61,9 +61,8 @@ def split_parts(d: np.ndarray) -> Parts:
     b = float(by_row.var(ddof=1)) / n_rows if n_rows > 1 else math.nan
     if n_seeds == 1:
         return Parts(grand, math.nan, b, 1, 0)
-    residual = d - by_seed[:, None] - by_row[None, :] + grand
-    e = float((residual**2).sum()) / ((n_seeds - 1) * max(n_rows - 1, 1) * n_seeds * n_rows)
-    return Parts(grand, float(by_seed.var(ddof=1)) / n_seeds, max(b - e, 0.0), n_seeds, n_seeds - 1)
+    rows = max(b - residual_part(d), 0.0)
+    return Parts(grand, float(by_seed.var(ddof=1)) / n_seeds, rows, n_seeds, n_seeds - 1)
 
 
 def replicate_parts(values: np.ndarray, replicates: np.ndarray) -> Parts:
@@ -85,17 +84,18 @@ def unpaired_parts(a: np.ndarray, b: np.ndarray) -> Parts:
     of_a, of_b = split_parts(a), split_parts(b)
     n_rows = a.shape[1]
     by_row = np.asarray(a, dtype=np.float64).mean(axis=0) - np.asarray(b, dtype=np.float64).mean(axis=0)
-    e = sum(_residual_part(np.asarray(x, dtype=np.float64)) for x in (a, b))
+    e = sum(residual_part(np.asarray(x, dtype=np.float64)) for x in (a, b))
     return Parts(
         of_a.estimate - of_b.estimate, of_a.seeds + of_b.seeds, max(float(by_row.var(ddof=1)) / n_rows - e, 0.0),
         min(of_a.n_seeds, of_b.n_seeds), welch_degrees(of_a, of_b),
     )
 
 
-def _residual_part(d: np.ndarray) -> float:
+def residual_part(d: np.ndarray) -> float:
+    """e of split-t, the part of the row means' variance that stands in the seed means' variance; d (seeds, rows)."""
     n_seeds, n_rows = d.shape
     residual = d - d.mean(axis=1, keepdims=True) - d.mean(axis=0, keepdims=True) + d.mean()
-    return float((residual**2).sum()) / ((n_seeds - 1) * (n_rows - 1) * n_seeds * n_rows)
+    return float((residual**2).sum()) / ((n_seeds - 1) * max(n_rows - 1, 1) * n_seeds * n_rows)
 
 
 def welch_degrees(a: Parts, b: Parts) -> float:

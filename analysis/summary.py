@@ -26,7 +26,7 @@ def summarize(curves: Sequence[Curve], margins: Sequence[float], warnings: Seque
     return finite({
         **_same_or_list([_identity(curve) for curve in curves]),
         "curves": [curve.name for curve in curves],
-        "answer": f"{found.headline} {found.detail}".strip(), "headline": found.headline, "detail": found.detail,
+        "answer": " ".join([found.headline, *found.details]), "headline": found.headline, "details": found.details,
         "curve": [entry(curve, point) for curve in curves for point in curve.points],
         "deepest_safe_freeze": [
             {**_curve(curve), **verdict.deepest_safe(curve, margin)._asdict()} for curve in curves for margin in margins

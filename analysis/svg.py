@@ -30,8 +30,12 @@ _STYLE: dict[str, Any] = {
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "svg.fonttype": "none",
     "text.parse_math": False, "axes.unicode_minus": True, "figure.constrained_layout.use": True,
 }
-_DARK = ("<style>svg{color:#111;background:#fff}"
-         "@media (prefers-color-scheme:dark){svg{color:#eee;background:#16181c}}</style>")
+_ON_DARK = {BLUE: "#4FA8DC", RED: "#F0803C", GREEN: "#2CBF95"}  # the dark ones among our colours, lighter
+DARK_CSS = "".join(
+    f'svg [style*="{part}: {dark.lower()}"]{{{part}:{light} !important}}'
+    for dark, light in _ON_DARK.items() for part in ("stroke", "fill"))
+_PAPER = (f"<style>svg{{color:#111;background:#fff}}@media (prefers-color-scheme:dark){{"
+          f"svg{{color:#eee;background:#16181c}}{DARK_CSS}}}</style>")
 
 
 @contextmanager
@@ -80,4 +84,4 @@ def standalone(svg: str, title: str) -> str:
     """An SVG file of its own, which follows the reader's light or dark mode."""
     start = svg.index(">") + 1
     return ('<?xml version="1.0" encoding="utf-8"?>\n' + svg[:start]
-            + f"<title>{escape(title)}</title>{_DARK}" + svg[start:] + "\n")
+            + f"<title>{escape(title)}</title>{_PAPER}" + svg[start:] + "\n")
