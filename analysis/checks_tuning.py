@@ -42,7 +42,7 @@ def leak(curve: Curve) -> Iterator[str]:
 def _chosen_on_test(choice: Choice, curve: Curve) -> Iterator[str]:
     """The confirmed setting should be the one that is best on validation; being best on test instead is a leak."""
     tuning = [s for s in choice.candidates if s.phase == "tune" and s.trials]
-    metric = curve.protocol.group.metric
+    metric = curve.protocol.group.selection
     own = next((s for s in tuning if s.setting_id == choice.setting.setting_id), None)
     preferred = choose(tuning, metric)
     if not curve.protocol.confirmed or own is None or preferred is None:

@@ -180,7 +180,7 @@ def settings_table(curves: Sequence[Curve]) -> Table:
     knobs = [name for name in TUNED_KNOBS if any(name in curve.protocol.group.tuned for curve in curves)]
     for curve in curves:
         chosen = {choice.setting.setting_id for choice in curve.protocol.choices}
-        metric = curve.protocol.group.metric
+        metric = curve.protocol.group.selection
         for setting in sorted(curve.protocol.settings, key=lambda s: (s.arm.order, s.phase, s.setting_id)):
             score = setting.score("validation", metric)
             rows.append([

@@ -123,9 +123,9 @@ def _heatmaps(curves: Sequence[Curve]) -> Iterator[Figure]:
             grid = plots_tuning.tuning_grid(curve, knob)
             if len(grid.rows) > 1:
                 yield draw(f"{name}-{knob}", "tuning", _titled(curve, f"Depth × {knob}"),
-                           f"Validation {curve.protocol.group.metric}: the best setting over the other knobs, mean "
+                           f"Validation {curve.protocol.group.selection}: the best setting over the other knobs, mean "
                            "over seeds.",
-                           lambda ax, own=grid, m=curve.protocol.group.metric: plots_tuning.draw_grid(own, m, ax),
+                           lambda ax, own=grid, m=curve.protocol.group.selection: plots_tuning.draw_grid(own, m, ax),
                            figsize=(7.2, 1.4 + 0.42 * len(grid.rows)))
 
 
@@ -135,7 +135,7 @@ def _budgets(curves: Sequence[Curve]) -> Iterator[Figure]:
         if found:
             yield draw(name, "tuning", _titled(curve, "Expected best validation result against tuning budget"),
                        "Unbiased over the order in which settings could have been tried.",
-                       lambda ax, own=found, m=curve.protocol.group.metric: plots_tuning.draw_budgets(own, m, ax))
+                       lambda ax, own=found, m=curve.protocol.group.selection: plots_tuning.draw_budgets(own, m, ax))
 
 
 def _numbered(curves: Sequence[Curve], name: str) -> Iterator[tuple[str, Curve]]:

@@ -43,6 +43,13 @@ class Group:
         return self.identity["metric"]
 
     @property
+    def selection(self) -> str:
+        """The validation metric that chooses a setting: the sweep's own, else the one that picks the epoch."""
+        asked = {plan.metric for plan in self.plans if plan.metric}
+        known = next((t.record.metrics["validation"] for t in self.trials if "validation" in t.record.metrics), {})
+        return asked.pop() if len(asked) == 1 and asked <= set(known) else self.metric
+
+    @property
     def num_layers(self) -> int | None:
         return next((t.record.num_layers for t in self.trials if t.record.num_layers is not None), None)
 

@@ -106,6 +106,7 @@ class SweepPlan:
     method: str
     trial_ids: frozenset[str]
     seeds: tuple[int, ...]
+    metric: str | None = None  # of validation, by which its search judged
 
 
 @dataclass
@@ -225,9 +226,14 @@ def read_plan(path: Path) -> SweepPlan | None:
         values = seeds.get("values", [seeds["value"]] if "value" in seeds else [])
         trial_ids = [trial_id for ids in content["trials"].values() for trial_id in ids]
         return SweepPlan(content["name"], content["spec"]["method"], frozenset(trial_ids),
-                         tuple(sorted(int(value) for value in values)))
+                         tuple(sorted(int(value) for value in values)), _searched_metric(content["spec"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _searched_metric(spec: Mapping[str, Any]) -> str | None:
+    name = str((spec.get("metric") or {}).get("name", ""))
+    return name.removeprefix("validation/") or None
 
 
 def read_probe(path: Path) -> list[dict[str, Any]]:

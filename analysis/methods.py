@@ -29,7 +29,7 @@ def _design(curve: Curve) -> Iterator[str]:
 
 def _choice(curve: Curve) -> Iterator[str]:
     tuned = curve.protocol.group.tuned
-    metric = curve.protocol.group.metric
+    metric = curve.protocol.group.selection
     epochs = "The best epoch on validation was tested once."
     if not tuned:
         yield f"All depths used the same setting. {epochs}"

@@ -35,7 +35,7 @@ class Grid(NamedTuple):
 
 def tuning_grid(curve: Curve, knob: str) -> Grid:
     """Validation metric by depth and one knob's value: the best setting over the other knobs, mean over its seeds."""
-    metric = curve.protocol.group.metric
+    metric = curve.protocol.group.selection
     better = max if higher_is_better(metric) else min
     settings = curve.protocol.tuning or curve.protocol.settings
     arms = sorted({setting.arm for setting in settings}, key=lambda arm: arm.order)
@@ -90,7 +90,7 @@ class Budget(NamedTuple):
 
 def budgets(curve: Curve) -> list[Budget]:
     """Arms with at least two settings; each setting counts with its mean over seeds."""
-    metric = curve.protocol.group.metric
+    metric = curve.protocol.group.selection
     by_arm: dict[Arm, list[Setting]] = defaultdict(list)
     for setting in curve.protocol.tuning:
         by_arm[setting.arm].append(setting)

@@ -92,7 +92,7 @@ def make_protocol(group: Group) -> Protocol:
     by_arm: dict[Arm, list[Setting]] = defaultdict(list)
     for setting in reported:
         by_arm[setting.arm].append(setting)
-    chosen = {arm: choose(options, group.metric) for arm, options in by_arm.items()}
+    chosen = {arm: choose(options, group.selection) for arm, options in by_arm.items()}
     expected = expected_seeds(group, reported, [s for s in chosen.values() if s is not None])
     choices = [
         Choice(arm, setting, [s for s in tuning if s.arm == arm] or by_arm[arm], _missing(setting, expected))

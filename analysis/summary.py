@@ -130,7 +130,7 @@ def entry(curve: Curve, point: Point) -> dict[str, Any]:
         "note": point.interval.tag,
         "values": {str(seed): float(v) for seed, v in zip(point.measured.seeds, point.measured.values, strict=True)},
         "missing": {str(seed): reason for seed, reason in point.choice.missing.items()},
-        "validation": setting.score("validation", curve.protocol.group.metric),
+        "validation": setting.score("validation", curve.protocol.group.selection),
         "loss": point.loss.estimate if point.loss else None, "loss_at_most": verdict.loss_bound(point, curve),
         "trainable_parameters": point.trainable_parameters, "train_seconds": point.cost("train_seconds"),
         "alone_seconds": point.alone_seconds, "prefix_seconds": point.cost("prefix_seconds"),
