@@ -48,6 +48,7 @@ def test_the_bundled_set():
 
 @pytest.mark.parametrize(("train", "validation", "test"), [
     ("train", "validation", "test"), ("training", "dev", "testing"), ("Train", "val", "Test"),
+    ("trainset", "devset", "testdata"), ("train", "eval", "test"),
     ("train-00000-of-00001", "valid-00000-of-00001", "test-00000-of-00001"), ("my_train", "my_dev", "my_test"),
 ])
 def test_splits_are_recognised_by_their_names(tmp_path, train, validation, test):
@@ -267,7 +268,8 @@ def test_text_that_runs_into_unnamed_columns_is_joined(tmp_path):
     (rows(40, label=lambda i: 1e300 if i == 9 else i / 3), "line 10: label 1e.300 is not a finite number"),
     (rows(40, label=lambda i: "n/a" if i == 9 else f"{i / 3}"), "line 10: label 'n/a' is not a number"),
     (rows(400, label=lambda i: f"free text {i}"), "looks like free text"),
-    (rows(40, label=lambda i: {"a": 1}), "line 1: the label is a mapping"),
+    (rows(40, label=lambda i: {"a": 1}), "no column looks like a label.*'label.a'"),
+    (rows(40, label=lambda i: [{"a": 1}]), "line 1: label .* holds"),
     (rows(40, label=lambda i: [1] if i else 3), "line 2: label .1. is a list"),
 ])
 def test_labels_that_make_no_task_are_refused_with_their_line(tmp_path, content, message):
@@ -391,3 +393,71 @@ def test_what_save_to_disk_wrote(tmp_path):
     data = load(tmp_path / "saved")
     assert data.label_names == ["no", "yes"]
     assert sizes(data) == {"train": 54, "validation": 6, "test": 20}
+
+
+def test_a_missing_part_of_a_split_is_noted(tmp_path):
+    write(tmp_path, **{"train-00000-of-00003": rows(40), "train-00002-of-00003": rows(40, 100), "test": rows(10, 500)})
+    assert "1 of 3 parts of train are not there" in load(tmp_path).notes
+
+
+def test_mnlis_second_validation_split_is_not_the_validation_split(tmp_path):
+    write(tmp_path, train=rows(40), dev_matched=rows(6, 100), dev_mismatched=rows(8, 200), test=rows(10, 300))
+    data = load(tmp_path)
+    assert sizes(data)["validation"] == 6
+    assert "dev_mismatched.jsonl is not used" in data.notes
+
+
+def test_a_test_split_of_other_columns_without_labels_is_unlabelled(tmp_path):
+    """GLUE's CoLA: train has no header, test has one, and no labels."""
+    lines = "".join(f"gj04\t{row % 2}\t\tthe sentence number {row}\n" for row in range(60))
+    (tmp_path / "train.tsv").write_text(lines)
+    (tmp_path / "dev.tsv").write_text(lines.replace("number", "no."))
+    (tmp_path / "test.tsv").write_text("index\tsentence\n" + "".join(f"{row}\tunknown {row}\n" for row in range(9)))
+    data = load(tmp_path)
+    assert all(text.startswith("the sentence number") for (text,) in data.splits["train"].texts)
+    assert (sizes(data)["validation"], data.label_column) == (60, "column_2")
+    assert any("test split has no labels (9 rows)" in note for note in data.notes)
+
+
+def test_rows_on_which_annotators_did_not_agree_are_rejected(tmp_path):
+    content = [{"premise": f"a b {i}", "hypothesis": "c d", "gold_label": ["yes", "no", "-"][i % 3]} for i in range(60)]
+    data = load(write(tmp_path, train=content))
+    assert data.label_names == ["no", "yes"]
+    assert len(data.rejected) == 20
+    assert data.rejected[0].reason == "the label is '-' (the annotators did not agree)"
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (rows(5), "there are 5 usable rows to make splits from; at least 6 are needed"),
+    (rows(60, label=lambda i: i), "60 different values in 60 rows.*id"),
+    (rows(60, label=lambda i: f"{i},5"), "numbers with a decimal comma .'0,5'.; write a point"),
+])
+def test_labels_and_rows_that_cannot_be_split_are_refused(tmp_path, content, message):
+    with pytest.raises(DataError, match=message):
+        load(write(tmp_path, train=content))
+
+
+def test_a_constant_target_is_refused(tmp_path):
+    with pytest.raises(DataError, match="every training target is 1.5"):
+        load(write(tmp_path, train=rows(40, label=lambda i: 1.5)), task="regression")
+
+
+def test_labels_that_differ_in_capitals_are_noted(tmp_path):
+    data = load(write(tmp_path, train=rows(60, label=lambda i: ["Spam", "spam", "ham"][i % 3])))
+    assert "labels that differ in capitals only are different classes: 'Spam', 'spam'" in data.notes
+
+
+def test_a_label_of_multilabel_rows_that_train_never_has_is_noted(tmp_path):
+    write(tmp_path, train=rows(40, label=lambda i: [["a"], ["a", "b"]][i % 2]),
+          test=rows(10, 100, label=lambda i: ["a", "z"]))
+    data = load(tmp_path)
+    assert data.label_names == ["a", "b", "z"]
+    assert "1 labels occur in validation or test but never in train: 'z'" in data.notes
+
+
+def test_a_label_that_cannot_be_written_is_rejected(tmp_path):
+    content = rows(40)
+    content[3]["label"] = "\ud800"
+    data = load(write(tmp_path, train=[{**row, "label": str(row["label"])} for row in content]))
+    assert data.label_names == ["0", "1"]
+    assert "bytes that are no text" in data.rejected[0].reason

@@ -8,6 +8,7 @@ import pytest
 
 from finetune.data.columns import find_columns
 from finetune.data.readers import read_file
+from finetune.data.rows import Rows
 from finetune.errors import DataError
 
 TEXTS = ["Ein schöner Film – “große” Klasse", "langweilig, zäh", "naïve but très joli", "£5 well spent", "plain words"]
@@ -47,6 +48,57 @@ def test_other_scripts_are_recognised_among_ascii_rows(tmp_path, encoding, text)
     rows = ["plain ascii about a film\t0"] * 200 + [f"{text}\t1"] * 5
     table = read(write(tmp_path, "text\tlabel\n" + "\n".join(rows), "data.tsv", encoding))
     assert table.column("text")[-1] == text
+
+
+@pytest.mark.parametrize(("encoding", "texts"), [
+    ("cp1250", ["Bardzo dobry film, gorąco polecam", "Przesyłka dotarła z opóźnieniem, żałuję"]),
+    ("cp1250", ["Velmi dobrý film, vřele doporučuji", "Zásilka přišla příliš pozdě"]),
+    ("iso8859_2", ["Kiváló minőség, őszintén szólva", "A szállítás késett, űrhajó"]),
+    ("cp1252", ["Livraison rapide, très satisfait", "l'été à la façade, où ça"]),
+    ("cp1252", ["Größe passt, Qualität süß", "viel zu spät – ärgerlich"]),
+    ("cp1252", ["Rigtig god film, jeg kan varmt anbefale den på søndag", "ærgerligt, prisen er for høj"]),
+    ("cp1252", ["Win £1000 cash now", "I’ll be there"]),
+    ("cp1254", ["Çok güzel bir film, tavsiye ederim", "Kargo çok geç geldi, şikayetçiyim, ığdır"]),
+])
+def test_latin_encodings_are_told_apart_by_their_alphabets(tmp_path, encoding, texts):
+    rows = [f"{text}\t{row % 2}" for row in range(20) for text in texts]
+    table = read(write(tmp_path, "text\tlabel\n" + "\n".join(rows), "data.tsv", encoding))
+    assert table.column("text") == texts * 20
+
+
+@pytest.mark.parametrize("text", ["free entry £50 prize", "très bien", "I’ll be there"])
+def test_a_single_accent_is_not_half_a_chinese_character(tmp_path, text):
+    path = write(tmp_path, "text,label\n" + "plain words,0\n" * 50 + f"{text},1\n", encoding="cp1252")
+    assert read(path).column("text")[-1] == text
+
+
+@pytest.mark.parametrize("encoding", ["cp932", "euc_jp", "iso2022_jp"])
+def test_japanese_is_known_by_its_kana(tmp_path, encoding):
+    lines = "".join(f"この映画はとても{['良い', '悪い'][row % 2]}と思います番号{row},{row % 2}\n" for row in range(30))
+    table = read(write(tmp_path, "テキスト,ラベル\n" + lines, encoding=encoding))
+    assert table.columns == ["テキスト", "ラベル"]
+    assert find_columns(table).text == ("テキスト",)
+
+
+def test_a_line_that_is_not_utf8_costs_that_line_and_no_other(tmp_path):
+    lines = [f"café number {row},{row % 2}\n".encode("latin-1" if row == 7 else "utf-8") for row in range(20)]
+    table = read(write(tmp_path, b"text,label\n" + b"".join(lines)))
+    assert table.column("text")[3] == "café number 3"
+    rows = Rows.read(table, "train", find_columns(table))
+    assert [(row.line, row.reason) for row in rows.rejected] == [
+        (9, "'text' holds bytes that are not UTF-8, which the rest of the file is")]
+    assert len(rows.texts) == 19
+
+
+def test_the_line_above_the_header_in_excels_files_names_the_delimiter(tmp_path):
+    table = read(write(tmp_path, "sep=;\ntext;label\na, b and c;0\nd;1\n"))
+    assert (table.columns, table.rows, table.lines) == (["text", "label"], [["a, b and c", "0"], ["d", "1"]], [3, 4])
+
+
+def test_quotes_behind_a_backslash_are_quotes(tmp_path):
+    table = read(write(tmp_path, 'text,label\n' + '"he said \\"no, never\\", twice",1\n"plain, too",0\n' * 5))
+    assert table.rows[:2] == [['he said "no, never", twice', "1"], ["plain, too", "0"]]
+    assert not table.rejected
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
@@ -138,7 +190,8 @@ def test_json_lines_report_what_is_not_an_object(tmp_path):
     lines = ['{"text": "a", "label": 1}', "{broken", "[1, 2]", "", '{"text": "b", "label": 0, "more": {"x": 1}}',
              "[" * 9999]
     table = read(write(tmp_path, "\n".join(lines), "a.jsonl"))
-    assert table.rows == [["a", 1, None], ["b", 0, {"x": 1}]]
+    assert table.rows == [["a", 1, None], ["b", 0, 1]]
+    assert table.columns == ["text", "label", "more.x"]
     assert table.lines == [1, 5]
     assert [row.line for row in table.rejected] == [2, 3, 6]
 
@@ -148,7 +201,9 @@ ROWS = [{"text": "NA", "label": "a"}, {"text": "null", "label": "b"}]
 
 @pytest.mark.parametrize("content", [
     ROWS, {"data": ROWS}, {"version": "1.0", "data": ROWS}, {"text": ["NA", "null"], "label": ["a", "b"]},
-    {"text": {"0": "NA", "1": "null"}, "label": {"0": "a", "1": "b"}},
+    {"text": {"0": "NA", "1": "null"}, "label": {"0": "a", "1": "b"}}, {"data": {"train": ROWS}},
+    {"columns": ["text", "label"], "index": [0, 1], "data": [["NA", "a"], ["null", "b"]]},
+    [["NA", "a"], ["null", "b"]],
 ])
 def test_shapes_of_json(tmp_path, content):
     assert read(write(tmp_path, json.dumps(content), "a.json")).rows == [["NA", "a"], ["null", "b"]]
@@ -161,6 +216,48 @@ def test_json_lines_under_the_name_json(tmp_path):
 def test_json_with_splits_inside(tmp_path):
     path = write(tmp_path, json.dumps({"train": ROWS, "test": ROWS[:1]}), "a.json")
     assert {name: len(table.rows) for name, table in read_file(path, "a.json").items()} == {"train": 2, "test": 1}
+
+
+@pytest.mark.parametrize("train", [[["NA", "a"], ["null", "b"]], {"column_1": ["NA", "null"], "column_2": ["a", "b"]}])
+@pytest.mark.parametrize("around", [lambda splits: splits, lambda splits: {"version": 1, "data": splits}])
+def test_json_with_rows_as_lists_or_columns_by_split(tmp_path, train, around):
+    path = write(tmp_path, json.dumps(around({"train": train, "oos": train, "val": train})), "a.json")
+    tables = read_file(path, "a.json")
+    assert list(tables) == ["train", "oos", "val"]
+    assert tables["val"].columns == ["column_1", "column_2"]
+    assert tables["train"].rows == [["NA", "a"], ["null", "b"]]
+
+
+def test_a_split_without_rows_inside_a_file_is_refused(tmp_path):
+    with pytest.raises(DataError, match="a.json .'test'.: the split has no rows"):
+        read_file(write(tmp_path, json.dumps({"train": ROWS, "test": []}), "a.json"), "a.json")
+
+
+def test_one_array_under_the_name_jsonl(tmp_path):
+    path = write(tmp_path, json.dumps(ROWS, indent=1), "a.jsonl")
+    assert read(path).rows == [["NA", "a"], ["null", "b"]]
+
+
+def test_columns_inside_columns_have_dotted_names(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows = [{"data": {"body": {"text": "a b"}}, "label": 1}]
+    lines = read(write(tmp_path, json.dumps(rows[0]), "a.jsonl"))
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for table in (lines, read(tmp_path / "a.parquet")):
+        assert (table.columns, table.rows) == (["data.body.text", "label"], [["a b", 1]])
+
+
+def test_parquet_bytes_are_text_and_decimals_numbers(tmp_path):
+    from decimal import Decimal
+
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"text": ["é".encode()], "raw": [b"\xff"], "score": [Decimal("1.50")]}),
+                        tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet").rows == [["é", b"\xff", 1.5]]
 
 
 @pytest.mark.parametrize("content", ["3", '"text"', "[1, 2]", "{}", "[]", '{"a": 1}', "{bad", "[" * 99999])

@@ -26,6 +26,8 @@ LABELS = (
     "stars", "polarity", "tag", "tags", "y",
 )
 _USUAL_NAMES = {*TEXTS, *LABELS, *(name for pair in PAIRS for name in pair), "id", "idx", "index", "label_text"}
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+                       "(?=\\S)")  # Thai, Lao, Burmese, Khmer, kana, Chinese characters; the last of a word is counted
 SAMPLE = 5000  # rows whose content decides
 MIN_WORDS = 2.0  # a column of text has at least this many words on average
 MOST_CLASSES = 1000
@@ -62,6 +64,11 @@ def find_columns(
     if set(text) & set(label):
         raise DataError(f"{table.source}: {shown(text[0])} cannot be both text and label")
     return Columns(text, label, reasons)
+
+
+def word_count(text: str) -> int:
+    """Words between white space; in scripts that put none between them, characters."""
+    return len(text.split()) + len(_UNSPACED.findall(text))
 
 
 def usual_name(name: str) -> bool:
@@ -148,8 +155,9 @@ def _label_by_content(table: Table, text: Sequence[str], reasons: dict[str, str]
     limit = min(MOST_CLASSES, len(table.rows[:SAMPLE]) // 2)
     few = {name: count for name, count in counts.items() if 2 <= count <= max(2, limit)}
     if not few:
+        empty = [shown(name) for name in table.columns if name not in text and _is_empty(table, name)]
         raise DataError(f"{table.source}: no column looks like a label; name it with label_column "
-                        f"(the columns are {_there(table)})")
+                        f"(the columns are {_there(table)}{'; empty: ' + ', '.join(empty[:10]) if empty else ''})")
     best = min(few, key=few.__getitem__)
     reasons[best] = f"the fewest different values ({few[best]})"
     return (best,)
@@ -172,4 +180,4 @@ def _is_textual(table: Table, name: str) -> bool:
 
 def _mean_words(table: Table, name: str) -> float:
     values = [value for value in _sample(table, name) if isinstance(value, str)]
-    return sum(len(value.split()) for value in values) / len(values) if values else 0.0
+    return sum(map(word_count, values)) / len(values) if values else 0.0

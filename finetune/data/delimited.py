@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -11,6 +12,7 @@ from finetune.data.columns import usual_name
 from finetune.data.table import Table
 from finetune.errors import DataError
 
+_SEPARATOR_LINE = re.compile(r"sep=([,;|\t])")  # what Excel writes above the header
 _DELIMITERS = (",", "\t", ";", "|")
 _SAMPLE = 200  # lines or records that decide delimiter and header
 _FIELD_LIMIT = 1 << 24  # bytes; the module's default of 128 KiB is less than a long document
@@ -30,9 +32,15 @@ def read_delimited(text: str, source: str, suffix: str) -> Table:
     offset = text.count("\n", 0, len(text) - len("".join(lines)))
     if not lines:
         raise DataError(f"{source}: the file is empty")
-    delimiter = _delimiter(lines, suffix)
+    named = _SEPARATOR_LINE.fullmatch(lines[0].strip("\r\n"))
+    if named:
+        lines.pop(0)
+        offset += 1
+    if not lines:
+        raise DataError(f"{source}: the file has no rows")
+    delimiter = named[1] if named else _delimiter(lines, suffix)
     raw = delimiter == "\t" and _quotes_are_plain(lines)
-    reader = _Reader(lines, delimiter, raw, offset)
+    reader = _Reader(lines, delimiter, raw, offset, None if raw else _escape(lines, delimiter))
     records = list(reader)
     has_header = _has_header(records)
     table = Table(source, _names(records[0][1]) if has_header else _numbered(records), delimiter=delimiter)
@@ -60,6 +68,19 @@ def _delimiter(lines: Sequence[str], suffix: str) -> str:
         width, count = widths.most_common(1)[0]
         scores[delimiter] = (count / widths.total() if width > 1 else 0.0, delimiter == ",", width)
     return max(_DELIMITERS, key=scores.__getitem__)
+
+
+def _escape(lines: Sequence[str], delimiter: str) -> str | None:
+    """The backslash where quotes inside a quoted field stand behind one, as databases export them."""
+    sample = [line for line in lines if '\\"' in line][:_SAMPLE]
+    if not sample:
+        return None
+    width = len(next(csv.reader([lines[0]], delimiter=delimiter)))
+
+    def fitting(escape: str | None) -> int:
+        return sum(len(fields) == width for fields in csv.reader(sample, delimiter=delimiter, escapechar=escape))
+
+    return "\\" if fitting("\\") > fitting(None) else None
 
 
 def _quotes_are_plain(lines: Sequence[str]) -> bool:
@@ -92,8 +113,9 @@ class _Reader:
     with the quote as a plain character, or listed in `unreadable`, and reading goes on with the next line.
     """
 
-    def __init__(self, lines: Sequence[str], delimiter: str, raw: bool, offset: int):
-        self.lines, self.delimiter, self.raw, self.offset = lines, delimiter, raw, offset
+    def __init__(self, lines: Sequence[str], delimiter: str, raw: bool, offset: int, escape: str | None = None):
+        self.lines, self.raw, self.offset = lines, raw, offset
+        self.delimiter, self.rules = delimiter, {"delimiter": delimiter, "escapechar": escape}
         self.position = 0
         self.width = len(self._alone(0))
         self.repaired = 0
@@ -107,7 +129,7 @@ class _Reader:
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
         while self.position < len(self.lines):
             start = self.position
-            fields = self._plain(start) if self.raw else next(csv.reader(self._next_line(), delimiter=self.delimiter))
+            fields = self._plain(start) if self.raw else next(csv.reader(self._next_line(), **self.rules))
             if self.raw:
                 self.position = start + 1
             elif self._ran_away(start, fields):
@@ -124,7 +146,7 @@ class _Reader:
         return self.lines[index].rstrip("\r\n").split(self.delimiter)
 
     def _alone(self, index: int) -> list[str]:
-        return next(csv.reader([self.lines[index]], delimiter=self.delimiter))
+        return next(csv.reader([self.lines[index]], **self.rules))
 
     def _ran_away(self, start: int, fields: list[str]) -> bool:
         """Whether the record that began at line `start` swallowed rows because a quote was never closed."""

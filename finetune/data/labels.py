@@ -6,7 +6,8 @@ import ast
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from finetune.errors import DataError, shown
 FEW = 20  # whole numbers with at most this many different values are classes
 MOSTLY = 0.9  # a column with this share of numbers is meant to be numbers
 FREE_TEXT = 0.5  # string labels that differ in more than this share of the rows are no classes
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf|infinity)", re.IGNORECASE)
 
 
@@ -51,7 +53,7 @@ def number_of(value: Any) -> float | None:
     """The number that a label is or spells, else None. True and False are not numbers."""
     if isinstance(value, bool):
         return None
-    if isinstance(value, int | float):
+    if isinstance(value, int | float | Decimal):
         return float(value)
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         return float(value)
@@ -82,10 +84,25 @@ def label_space(
         return _named("multilabel", [member for row in rows for member in row], declared, note)
     _check_classes(labels)
     space = _named("classification", [label.value for label in labels], declared, note)
-    if space.num_outputs > max(100, FREE_TEXT * len(labels)):
-        raise DataError(f"the label column has {space.num_outputs} different values in {len(labels)} rows; it looks "
-                        "like free text or an id, not like a class; name another with label_column")
-    return space
+    if not declared and space.num_outputs > max(FEW, FREE_TEXT * len(labels)):
+        raise DataError(f"the label column has {space.num_outputs} different values in {len(labels)} rows; "
+                        + _what_else(labels))
+    return replace(space, note=_note_on_case(space)) if not space.note else space
+
+
+def _what_else(labels: Sequence[RawLabel]) -> str:
+    if all(isinstance(label.value, str) and _DECIMAL_COMMA.fullmatch(label.value.strip()) for label in labels):
+        return f"they are numbers with a decimal comma ({shown(labels[0].value)}); write a point"
+    return "it looks like free text or an id, not like a class; name another with label_column"
+
+
+def _note_on_case(space: LabelSpace) -> str:
+    """A note on classes whose names differ in capitals only, which is hardly ever meant."""
+    by_name: dict[str, list[str]] = {}
+    for name in space.names or []:
+        by_name.setdefault(name.casefold(), []).append(name)
+    alike = [shown(name) for names in by_name.values() if len(names) > 1 for name in names]
+    return f"labels that differ in capitals only are different classes: {', '.join(alike[:6])}" if alike else ""
 
 
 def _named(task: Task, values: Sequence[Any], declared: Sequence[str] | None, note: str) -> LabelSpace:

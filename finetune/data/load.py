@@ -7,13 +7,15 @@ from pathlib import Path
 
 from finetune.config import TrialConfig
 from finetune.data.catalog import BUNDLED, bundled_folder
+from finetune.data.checks import check_labels, check_row_count
 from finetune.data.columns import Columns, find_columns
 from finetune.data.labels import LabelSpace, label_space
 from finetune.data.local import open_local, stamp
 from finetune.data.readers import SUFFIXES
-from finetune.data.rows import Rows
+from finetune.data.rows import KEPT_BACK, NO_GOLD, Rows
 from finetune.data.source import Source
 from finetune.data.splits import carve, text_key
+from finetune.data.table import Table
 from finetune.data.task_data import Split, TaskData, fingerprint
 from finetune.errors import DataError, did_you_mean, shown
 from finetune.files import canonical_json
@@ -81,27 +83,48 @@ def choose_columns(source: Source, config: TrialConfig) -> Columns:
 def assemble(source: Source, config: TrialConfig) -> TaskData:
     """Columns → usable rows → task and labels → splits. Raises DataError where these contradict each other."""
     columns = choose_columns(source, config)
-    rows = {name: Rows.read(table, name, columns) for name, table in source.tables.items()}
-    notes = [*source.notes, *(note for table in source.tables.values() for note in table.notes)]
-    unlabelled = {name: read for name, read in rows.items() if read.unlabelled and name != "train"}
-    declared = _declared_names(source, columns)
-    labelled = {name: read.usable(minus_one_is_missing=bool(declared)) for name, read in rows.items()
-                if name not in unlabelled}
+    labelled, unlabelled = _read_rows(source, columns)
     task = source.task if config.task == "auto" else config.task
     labels = [label for read in labelled.values() for label in read.labels]
-    space = label_space(labels, task, declared, multi_hot=len(columns.label) > 1)
+    space = label_space(labels, task, _declared_names(source, columns), multi_hot=len(columns.label) > 1)
     splits = {name: read.split(space) for name, read in labelled.items()}
-    rejected = [row for read in labelled.values() for row in read.rejected]
+    check_row_count(splits)
+    notes = [*source.notes, *(note for table in source.tables.values() for note in table.notes)]
     notes += [space.note] if space.note else []
     notes += [note for read in labelled.values() for note in read.notes]
-    notes += _make_missing(splits, space, config, {name: len(read.texts) for name, read in unlabelled.items()})
-    _check_labels(splits, space)
+    notes += _make_missing(splits, space, config, unlabelled)
+    notes += check_labels(splits, space)
     return TaskData(
         name=source.name, config_name=source.config_name, task=space.task, label_names=space.names,
         num_outputs=space.num_outputs, splits=splits, fingerprint=fingerprint(space.task, space.names, splits),
-        text_columns=columns.text, label_column=", ".join(columns.label), rejected=rejected, notes=notes,
+        text_columns=columns.text, label_column=", ".join(columns.label),
+        rejected=[row for read in labelled.values() for row in read.rejected], notes=notes,
         glue_metric=source.glue_metric,
     )
+
+
+def _read_rows(source: Source, columns: Columns) -> tuple[dict[str, Rows], dict[str, int]]:
+    """(usable rows by split, rows of each split that has no labels)."""
+    labelled: dict[str, Rows] = {}
+    unlabelled: dict[str, int] = {}
+    no_label = KEPT_BACK if _declared_names(source, columns) else {}
+    no_label = no_label | (NO_GOLD if columns.label == ("gold_label",) else {})
+    for name, table in source.tables.items():
+        if name != "train" and _is_foreign(table, columns):
+            unlabelled[name] = len(table.rows)
+            continue
+        rows = Rows.read(table, name, columns)
+        if name != "train" and rows.unlabelled:
+            unlabelled[name] = len(rows.texts)
+        else:
+            labelled[name] = rows.usable(no_label)
+    return labelled, unlabelled
+
+
+def _is_foreign(table: Table, columns: Columns) -> bool:
+    """Whether a split has neither text nor label under train's names, as the unlabelled test split of GLUE's CoLA."""
+    there = set(table.columns)
+    return not there & set(columns.label) and not set(columns.text) <= there
 
 
 def _declared_names(source: Source, columns: Columns) -> list[str] | None:
@@ -127,22 +150,6 @@ def _make_missing(
         notes.append(f"{name} split carved from train, since {why}: {len(splits[name])} of {of_rows} rows, stratified, "
                      f"by split_seed {config.split_seed}, no text on both sides")
     return notes
-
-
-def _check_labels(splits: dict[str, Split], space: LabelSpace) -> None:
-    """Raises DataError for a one-class training split, and for a class that evaluation has and training does not."""
-    if space.task != "classification":
-        return
-    assert space.names is not None
-    known = set(splits["train"].labels.tolist())
-    if len(known) < 2:
-        raise DataError(f"the training split has one class only ({shown(space.names[min(known)])}); two are needed")
-    for name in ("validation", "test"):
-        unknown = sorted(set(splits[name].labels.tolist()) - known)
-        if unknown:
-            first = splits[name].ids[int((splits[name].labels == unknown[0]).argmax())]
-            raise DataError(f"label {shown(space.names[unknown[0]])} occurs in {name} (row {first}) but never in train"
-                            + (f", and so do {len(unknown) - 1} others" if len(unknown) > 1 else ""))
 
 
 def clear_memory() -> None:

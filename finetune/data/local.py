@@ -13,7 +13,7 @@ from finetune.data.display import plain
 from finetune.data.jsonfile import WHOLE
 from finetune.data.readers import SUFFIXES, is_data_file, read_file
 from finetune.data.source import Source
-from finetune.data.split_names import EXACT, choose_splits, meaning_of, without_shard
+from finetune.data.split_names import EXACT, choose_splits, meaning_of, missing_parts, without_shard
 from finetune.data.table import Table
 from finetune.errors import DataError, did_you_mean, shown
 
@@ -82,6 +82,8 @@ def _read_splits(folder: Path, notes: list[str]) -> dict[str, Table]:
         raise DataError(f"{folder}: no data file in it; allowed: {', '.join(SUFFIXES)}")
     tables: dict[str, Table] = {}
     for split, members in _by_split(folder, files, notes).items():
+        missing = missing_parts([file.stem for file in members])
+        notes += [f"{missing} of {split} are not there"] if missing else []
         for file in members:
             parts = _by_meaning(read_file(file, plain(file.relative_to(folder))), notes)
             # A file that is divided itself says its splits; one that is not is of the split that its name says.
@@ -156,6 +158,8 @@ def _by_split(folder: Path, files: list[Path], notes: list[str]) -> dict[str, li
     chosen: dict[str, list[Path]] = {}
     for split in dict.fromkeys(match.split for match in matches.values()):
         of_split = {file: match for file, match in matches.items() if match.split == split}
+        matched = {file: match for file, match in of_split.items() if "mismatched" not in file.stem.lower()}
+        of_split = matched or of_split  # MNLI's second validation and test split, from other genres than train
         best = min(match.rank for match in of_split.values())
         chosen[split] = [file for file, match in of_split.items() if match.rank == best]
         wholes = sorted({matches[file].whole for file in chosen[split]})

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.data.columns import word_count
 from finetune.data.splits import text_key
 from finetune.data.task_data import SPLITS, Split, TaskData
 from finetune.evaluation import baseline, default_metric
@@ -20,8 +21,8 @@ Measure = Callable[[list[tuple[str, ...]]], np.ndarray]  # texts -> (n,) lengths
 
 
 def words(texts: list[tuple[str, ...]]) -> np.ndarray:
-    """(n,) white-space separated words per row."""
-    return np.array([sum(len(text.split()) for text in row) for row in texts])
+    """(n,) words per row; characters in scripts without white space between words."""
+    return np.array([sum(map(word_count, row)) for row in texts])
 
 
 def profile(data: TaskData, measure: Measure = words, unit: str = "words") -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from finetune.data.decoding import decode_text
+from finetune.data.decoding import clean, decode_text
 from finetune.data.delimited import read_delimited
-from finetune.data.jsonfile import WHOLE, read_json, read_json_lines
+from finetune.data.jsonfile import DEPTH, WHOLE, looks_like_one_value, read_json, read_json_lines
 from finetune.data.table import Table
 from finetune.errors import DataError
 
@@ -36,7 +37,9 @@ def read_file(path: Path, source: str) -> dict[str, Table]:
     if not payload.strip():
         raise DataError(f"{source}: the file is empty")
     text, encoding = decode_text(payload, source)
-    tables = _read_text(text, source, suffix)
+    tables = {clean(split): table for split, table in _read_text(text, source, suffix).items()}
+    for table in tables.values():
+        table.columns = [clean(name) for name in table.columns]
     if not encoding.startswith("utf-8"):
         next(iter(tables.values())).notes.append(f"{source}: read as {encoding}, which its bytes suggest; "
                                                "if letters look wrong, save it as UTF-8")
@@ -44,9 +47,9 @@ def read_file(path: Path, source: str) -> dict[str, Table]:
 
 
 def _read_text(text: str, source: str, suffix: str) -> dict[str, Table]:
-    if suffix == ".jsonl":
+    if suffix == ".jsonl" and not looks_like_one_value(text):
         return {WHOLE: read_json_lines(text, source)}
-    if suffix == ".json":
+    if suffix in (".json", ".jsonl"):
         return read_json(text, source)
     return {WHOLE: read_delimited(text, source, suffix)}
 
@@ -57,7 +60,9 @@ def _read_parquet(path: Path, source: str) -> Table:
 
     try:
         content = parquet.ParquetFile(path).read()
-        columns = {name: content.column(name).to_pylist() for name in dict.fromkeys(content.column_names)}
+        for _ in range(DEPTH):
+            content = content.flatten()  # a column inside a column is named like t.text
+        columns = {name: _plain_cells(content.column(name)) for name in dict.fromkeys(content.column_names)}
     except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
         raise DataError(f"{source}: not a readable parquet file ({str(error).splitlines()[0][:120]})") from error
     if content.num_rows == 0:
@@ -66,6 +71,18 @@ def _read_parquet(path: Path, source: str) -> Table:
     table = Table(source, [str(name) for name in columns], rows, list(range(1, len(rows) + 1)))
     table.label_names = _declared_names(content.schema.metadata or {})
     return table
+
+
+def _plain_cells(column: Any) -> list[Any]:
+    """Python values; what Spark writes as bytes is text, and a decimal is a number."""
+    from pyarrow import lib, types
+
+    if types.is_binary(column.type) or types.is_large_binary(column.type):
+        with suppress(lib.ArrowInvalid):
+            column = column.cast("string")
+    if types.is_decimal(column.type):
+        column = column.cast("double")
+    return column.to_pylist()
 
 
 def _declared_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:

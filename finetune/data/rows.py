@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from finetune.data.columns import Columns, require_columns
+from finetune.data.decoding import broken_bytes, clean
 from finetune.data.labels import LabelSpace, RawLabel, class_name, encode_labels, is_missing
 from finetune.data.table import Table
 from finetune.data.task_data import RejectedRow, Split
 from finetune.errors import DataError, shown
 
-KEPT_BACK = "-1"  # GLUE's label of a row whose label is not published
+KEPT_BACK = {"-1": "the label is -1 (not published)"}  # GLUE's label of a row whose label is not published
+NO_GOLD = {"-": "the label is '-' (the annotators did not agree)"}  # SNLI's and MNLI's, in the column gold_label
 MOST_REJECTED = 0.5  # a source with more unusable rows than this is not what it seems
 
 
@@ -43,7 +46,7 @@ class Rows:
             if reason:
                 rows.rejected.append(RejectedRow(table.source_of(number), line, reason))
                 continue
-            texts = [_clean(values[index]) for index in text_at]
+            texts = [clean(values[index]) for index in text_at]
             texts[-1] += spill.rest(number)
             rows.texts.append(tuple(texts))
             rows.labels.append(RawLabel(_label(values, label_at), f"{table.source_of(number)} line {line}"))
@@ -57,15 +60,17 @@ class Rows:
     @property
     def unlabelled(self) -> bool:
         """Whether no row has a label: none is there, or all are -1 as in GLUE's test splits."""
-        return all(is_missing(label.value) or class_name(label.value) == KEPT_BACK for label in self.labels)
+        return all(is_missing(label.value) or class_name(label.value) in KEPT_BACK for label in self.labels)
 
-    def usable(self, *, minus_one_is_missing: bool = False) -> Rows:
-        """Without the rows that have no label. Raises DataError when most rows are unusable."""
+    def usable(self, no_label: Mapping[str, str]) -> Rows:
+        """Without the rows that have no label: none, or a key of `no_label`, which gives the reason.
+
+        Raises DataError when most rows are unusable.
+        """
         rows = replace(self, texts=[], labels=[], ids=[], lines=[], rejected=list(self.rejected))
         for texts, label, name, line in zip(self.texts, self.labels, self.ids, self.lines, strict=True):
-            kept_back = minus_one_is_missing and class_name(label.value) == KEPT_BACK
-            if is_missing(label.value) or kept_back:
-                reason = "the label is -1 (not published)" if kept_back else "the label is missing"
+            reason = _label_problem(label.value, no_label)
+            if reason:
                 rows.rejected.append(RejectedRow(label.where.rpartition(" line ")[0], line, reason))
                 continue
             rows.texts.append(texts)
@@ -91,12 +96,19 @@ def _text_problem(values: list[Any], text_at: list[int], names: tuple[str, ...])
             return f"{shown(name)} is not text but {shown(value, 40)}"
         if not str(value).strip():
             return f"{shown(name)} is empty"
+        if broken_bytes(str(value)):
+            return f"{shown(name)} holds bytes that are not UTF-8, which the rest of the file is"
     return None
 
 
-def _clean(value: Any) -> str:
-    """The text without unpaired surrogates (JSON's "\\ud800"), which no tokenizer takes."""
-    return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def _label_problem(value: Any, no_label: Mapping[str, str]) -> str | None:
+    if is_missing(value):
+        return "the label is missing"
+    if no_label and class_name(value) in no_label:
+        return no_label[class_name(value)]
+    if isinstance(value, str) and value != clean(value):
+        return f"the label {shown(value, 40)} holds bytes that are no text"
+    return None
 
 
 def _label(values: list[Any], label_at: list[int]) -> Any:

@@ -10,10 +10,12 @@ from finetune.data.task_data import SPLITS
 _WORDS = {
     "train": "train", "training": "train", "trn": "train",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "development": "validation", "devel": "validation", "validate": "validation",
+    "development": "validation", "devel": "validation", "validate": "validation", "eval": "validation",
+    "evaluation": "validation",
     "test": "test", "testing": "test", "tst": "test",
 }  # fmt: skip
-_SHARD = re.compile(r"[-_.]\d+[-_]of[-_]\d+(-[0-9a-f]{8,})?$")
+_SHARD = re.compile(r"[-_.](\d+)[-_]of[-_](\d+)(-[0-9a-f]{8,})?$")
+_SUFFIX = re.compile(r"(?<=.)(set|data|split)$")  # trainset, testdata
 EXACT, IN_NAME = 0, 1
 
 
@@ -22,12 +24,21 @@ def without_shard(stem: str) -> str:
     return _SHARD.sub("", stem)
 
 
+def missing_parts(stems: Sequence[str]) -> str:
+    """What is not there of a split that comes in numbered parts: "1 of 2 parts", or an empty string."""
+    parts = [(int(found[1]), int(found[2])) for stem in stems if (found := _SHARD.search(stem))]
+    expected = max((total for _, total in parts), default=0)
+    missing = expected - len({number for number, _ in parts})
+    return f"{missing} of {expected} parts" if missing > 0 else ""
+
+
 def meaning_of(name: str) -> tuple[str, int] | None:
     """("train" | "validation" | "test", EXACT or IN_NAME), or None for a name that means no split."""
     name = without_shard(name.lower())
     if name in _WORDS:
         return _WORDS[name], EXACT
     for word in re.split(r"[^a-z]+", name):
+        word = _SUFFIX.sub("", word)
         if word in _WORDS:
             return _WORDS[word], IN_NAME
     return None
