@@ -142,6 +142,8 @@ class Ending(Observer):
             self.tracker.sign(record)
             self.record = self.store.publish(record, predictions)
             self.tracker.finished(record, predictions)
+            if record.wandb_run != self.record.wandb_run:  # W&B was lost at the very end: `finetune sync` has to know
+                self.record = self.store.publish(record, predictions)
 
 
 def default_output_dir() -> Path:

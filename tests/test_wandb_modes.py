@@ -33,7 +33,7 @@ def warnings(output):
 
 def start(staged, **changes):
     arguments = [f"--{name}={value}" for name, value in staged.knobs(**changes).items()]
-    return staged.start("python", "-m", "finetune.train", *arguments)
+    return staged.start("python", "-m", "finetune.train", *arguments, WANDB_FINISH_TIMEOUT="5")
 
 
 def test_online(staged):
@@ -91,7 +91,7 @@ def test_a_server_that_vanishes_in_the_middle(staged):
     code, output = process.wait(280), process.log.read_text()
     assert code == 0, output
     record = the_record(staged, epochs=150)
-    assert record.wandb_run["id"] == staged.runs()[0].name
+    assert record.wandb_run["id"] == staged.runs()[0].name and record.wandb_run["lost"]
     assert len(warnings(output)) == 1 and "finetune sync" in warnings(output)[0], output
     assert API_KEY not in output and "Traceback" not in output
 

@@ -46,9 +46,19 @@ def test_an_offline_sweep_is_promoted_and_agents_finish_it(staged, mode):
     staged.finish(staged.agent(sweep))
     assert sorted(run.params()["freeze_depth"] for run in staged.runs()) == [0, 2, 4]
     again = store.load(lost.trial_id)
-    assert again is not None and again.metrics == lost.metrics
+    assert again is not None
+    same_metrics(again, lost)
     check_report(staged, sweep)
     assert not staged.server.unknown and not keys_in(staged.texts())
+
+
+def same_metrics(one, other):
+    """What `wandb agent` gives and what `finetune sweep` gave; to the last digit where they used as many threads."""
+    for split in ("validation", "test"):
+        for name, value in one.metrics[split].items():
+            if isinstance(value, float):
+                exact = one.environment["threads"] == other.environment["threads"]
+                assert value == pytest.approx(other.metrics[split][name], abs=0 if exact else 1e-5), (split, name)
 
 
 def check_report(staged, sweep):

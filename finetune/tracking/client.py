@@ -90,11 +90,12 @@ class Client:
     def _open_offline(self, error: Exception, arguments: Mapping[str, Any]) -> None:
         if self.mode != "online":
             self.mode = "disabled"
-            say_once(f"W&B cannot be started ({_reason(error)}); training goes on without it")
+            say_once(f"W&B cannot be started ({reason_of(error)}); training goes on without it")
             return
         _unreachable.set()
-        say_once(f"W&B cannot be reached ({_reason(error)}); runs are recorded in {self.folder / 'wandb'}: send them "
+        say_once(f"W&B cannot be reached ({reason_of(error)}); runs are recorded in {self.folder / 'wandb'}: send them "
                  f"with `finetune sync {self.folder}`")
+        _forget_service()  # it holds the id of the run that did not begin
         self.open(**arguments)
 
     def _init(self, mode: str, arguments: Mapping[str, Any]) -> Any:
@@ -104,7 +105,9 @@ class Client:
         if in_sweep():
             own["x_file_stream_transmit_interval"] = TRANSMIT_SECONDS
         own = {name: value for name, value in own.items() if f"WANDB_{name.upper()}" not in os.environ}
-        settings = wandb.Settings(stop_fn=self.stop_wanted.set, finish_timeout_raises=True, **own)
+        stop_wanted = self.stop_wanted
+        # A function of its own: wandb copies its settings deeply, and an event's method would take its lock along.
+        settings = wandb.Settings(stop_fn=lambda: stop_wanted.set(), finish_timeout_raises=True, **own)
         self.folder.mkdir(parents=True, exist_ok=True)
         # A sweep's run may be one that was preempted: it goes on where it was.
         resume = "allow" if mode == "online" and (arguments.get("id") or "WANDB_RUN_ID" in os.environ) else None
@@ -128,15 +131,12 @@ class Client:
             return None
 
     def _lost(self, what: str, error: Exception) -> None:
-        import wandb
-
         folder = self.run_folder
         self.run = None
         self._identity = {**self._identity, "lost": what} if self._identity else None
-        say_once(f"W&B is lost while {what} ({_reason(error)}); training goes on, the record on disk is complete"
+        say_once(f"W&B is lost while {what} ({reason_of(error)}); training goes on, the record on disk is complete"
                  + (f", and `finetune sync {self.folder}` sends the rest later" if folder else ""))
-        with suppress(Exception):  # or its exit hook prints a traceback, and the next run finds this one
-            wandb.teardown()
+        _forget_service()  # or its exit hook prints a traceback, and the next run finds this one
 
     @property
     def run_folder(self) -> Path | None:
@@ -163,6 +163,13 @@ class Client:
         self.run = None
 
 
+def _forget_service() -> None:
+    import wandb
+
+    with suppress(Exception):
+        wandb.teardown()
+
+
 def _look_for_stops(run: Any, stop_wanted: threading.Event) -> Any:
     """W&B looks every 15 s whether the server wants the run to stop; an agent waits 30 s before it kills.
 
@@ -178,7 +185,7 @@ def _look_for_stops(run: Any, stop_wanted: threading.Event) -> Any:
     return None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The first line of an error, without the addresses' credentials."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:200]

@@ -18,7 +18,7 @@ from finetune.errors import FinetuneError, Interrupted
 from finetune.launch import is_main_process
 from finetune.observer import Observer, Verdict
 from finetune.results import RecordStore, TrialRecord
-from finetune.tracking.client import PROJECT, TRANSMIT_SECONDS, Client, in_sweep, say_once
+from finetune.tracking.client import PROJECT, TRANSMIT_SECONDS, Client, in_sweep, reason_of, say_once
 from finetune.tracking.mirror import config_of, facts_of, row_of, run_name, summary_of, tags
 
 EXIT_CODES = {"complete": 0, "pruned": 0, "failed": 1}
@@ -87,8 +87,11 @@ class Tracker(Observer):
         self.sign(record)
         self.client.guarded("writing the summary", lambda run: self._tell_end(run, record))
         with tempfile.TemporaryDirectory(prefix="finetune-wandb-") as folder:
-            self._upload(record, predictions, Path(folder))
+            refusal = self._upload(record, predictions, Path(folder))
             self.client.finish(EXIT_CODES[record.state])
+        record.wandb_run = self.client.identity()  # it may have been lost at the very end
+        if refusal and "lost" not in (record.wandb_run or {}):
+            say_once(f"W&B does not take artifacts ({refusal}); record and predictions are on disk")
         if self._unfinished:
             self._unfinished.forget()
 
@@ -152,10 +155,10 @@ class Tracker(Observer):
         run.config.update(config_of(changed, record.model_dump(mode="json")), allow_val_change=True)
         run.summary.update(summary_of(record))
 
-    def _upload(self, record: TrialRecord, predictions: Mapping[str, np.ndarray], folder: Path) -> None:
-        """Record and predictions as an artifact, byte for byte as RecordStore publishes them."""
+    def _upload(self, record: TrialRecord, predictions: Mapping[str, np.ndarray], folder: Path) -> str | None:
+        """Record and predictions as an artifact, byte for byte as RecordStore publishes them; why not, or None."""
         if not self.config.upload_predictions or self.client.run is None:
-            return
+            return None
         store = RecordStore(folder)
         store.publish(record, predictions)
         try:
@@ -165,7 +168,8 @@ class Tracker(Observer):
             artifact.add_dir(str(store.folder(record.trial_id)))
             self.client.run.log_artifact(artifact)
         except Exception as error:
-            say_once(f"W&B does not take artifacts ({str(error)[:200]}); record and predictions are on disk")
+            return reason_of(error)
+        return None
 
 
 class UnfinishedRun:

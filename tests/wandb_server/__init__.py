@@ -75,7 +75,7 @@ class WandbServer:
         """This process's environment with every W&B setting replaced, for clients that live in `folder`."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith(CLIENT_VARIABLES)}
         return {**clean, "WANDB_BASE_URL": self.url, "WANDB_API_KEY": API_KEY, "WANDB_ERROR_REPORTING": "false",
-                "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "0.5", "WANDB_CACHE_DIR": str(folder / "cache"),
+                "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1", "WANDB_CACHE_DIR": str(folder / "cache"),
                 "WANDB_DATA_DIR": str(folder / "data"), "WANDB_CONFIG_DIR": str(folder / "config"),
                 "HOME": str(folder), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **extra}
 
