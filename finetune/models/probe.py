@@ -109,9 +109,9 @@ def _segment_results(model: nn.Module, layers: list[nn.Module], inputs: dict[str
     results: list[torch.Tensor] = []
 
     def cut_input(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        where, hidden = _find_hidden(args, kwargs)
+        where, hidden = find_hidden(args, kwargs)
         results.append(hidden)
-        return _with_hidden(where, hidden.detach().requires_grad_(), args, kwargs)
+        return with_hidden(where, hidden.detach().requires_grad_(), args, kwargs)
 
     def cut_output(module: nn.Module, args: tuple, output: Any) -> Any:
         hidden = _first_tensor(output)
@@ -168,14 +168,14 @@ def is_noisy(model: nn.Module, placed: Iterable[str], inputs: dict[str, torch.Te
 
 
 def _call(name: str, args: tuple, kwargs: dict, output: Any) -> Call:
-    where, hidden = _find_hidden(args, kwargs)
+    where, hidden = find_hidden(args, kwargs)
     result = _first_tensor(output)
     others = tuple(_tensors((args, kwargs)))
     return Call(name, hidden, result, not isinstance(output, torch.Tensor),
                 tuple(t for t in others if t is not hidden), tuple(t for t in _tensors(output) if t is not result))
 
 
-def _find_hidden(args: tuple, kwargs: dict) -> tuple[int | str, torch.Tensor | None]:
+def find_hidden(args: tuple, kwargs: dict) -> tuple[int | str, torch.Tensor | None]:
     """Where a layer gets its hidden state: the position or the keyword, and the tensor."""
     if args and isinstance(args[0], torch.Tensor):
         return 0, args[0]
@@ -185,7 +185,7 @@ def _find_hidden(args: tuple, kwargs: dict) -> tuple[int | str, torch.Tensor | N
     return 0, None
 
 
-def _with_hidden(where: int | str, hidden: torch.Tensor, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+def with_hidden(where: int | str, hidden: torch.Tensor, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     if where == 0:
         return (hidden, *args[1:]), kwargs
     return args, {**kwargs, where: hidden}

@@ -1,0 +1,21 @@
+"""Frozen-prefix activations: what frozen layers say about a text is computed once and kept on disk.
+
+    store.py    entries on disk: keys, checksums, one builder, least recently used goes first
+    budget.py   how much may be kept, and which depths are worth keeping
+    fill.py     one pass over the texts that gives every depth
+    replay.py   a cached hidden state takes the place of the layers below it, inside the model's own forward
+    reuse.py    what a trial asks: a forward pass over rows of a split, cheap where its plan allows it
+
+The names below are imported on first use: `finetune cache --help` must not wait for torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {"PrefixReuse": "reuse", "PrefixHint": "budget", "PrefixStore": "store", "configure": "budget"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,263 @@
+"""What a trial asks: logits of some rows, from the cached prefix where its plan allows it and from the texts elsewhere.
+
+The boundary is how many layers, from the input, are frozen, quiet and as they were pretrained. It changes with the
+plan and is never above a layer that has trained. Layers between the deepest kept boundary and the plan's are computed.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+
+from finetune.data.batches import Collator, to_device
+from finetune.errors import EnvironmentProblem
+from finetune.files import digest_of
+from finetune.freezing import FreezePlan
+from finetune.models.head import Classifier
+from finetune.models.layers import LayerStack
+from finetune.prefix.budget import current_hint, disk_budget, sweep_budget, worth_keeping
+from finetune.prefix.check import replay_error
+from finetune.prefix.fill import ROWS, TOKENS, Autocast, Prefix, fill, row_offsets
+from finetune.prefix.replay import Replay
+from finetune.prefix.store import Entry, PrefixStore
+
+FILL_LAYOUT = 1  # raise it when what is computed changes
+
+
+@dataclass(frozen=True)
+class PrefixSource:
+    """What decides the bytes of a trial's prefix besides the texts. `prefix_id` names it together with all splits."""
+
+    model: str  # digest of the pretrained files
+    attention: str | None
+    mixed_precision: str
+    pooling: str
+    pristine_layers: int  # how many layers from the input are as pretrained; L: top too
+    prefix_id: str
+
+
+@dataclass
+class PrefixReuse:
+    """One trial's forward passes. Build it once; `enter` it with the plans so far whenever the plan changes."""
+
+    classifier: Classifier
+    stack: LayerStack
+    source: PrefixSource
+    splits: Sequence[Collator]
+    autocast: Autocast
+    enabled: bool = True
+    progress: Callable[[int, int], None] = lambda done, total: None
+    boundary: int = 0
+    reason: str | None = None  # why nothing is reused, where it is not plain from the plan
+    spent_seconds: float = 0.0  # on filling, by this trial
+
+    def __post_init__(self) -> None:
+        self.store = PrefixStore()
+        self.device = next(self.classifier.parameters()).device
+        self._open: dict[tuple[str, int], Served | None] = {}
+        self._replay: Replay | None = None
+        if self.enabled and (self.stack.carries_state or self.stack.layout == "other"):
+            self.enabled, self.reason = False, "layers hand on more than their hidden state"
+
+    # -- what the training loop calls ------------------------------------------------------------------------------
+
+    def enter(self, phases: Sequence[FreezePlan]) -> None:
+        """`phases`: every plan so far, the present one last."""
+        boundaries = [plan.prefix_layers or 0 for plan in phases]
+        self.boundary = min(self.source.pristine_layers, *boundaries) if self.enabled else 0
+        if self._replay is not None:
+            self._replay.set(0, None)
+
+    def logits(self, model: nn.Module, split: Collator, rows: np.ndarray) -> Tensor:
+        """(rows, outputs) of `model`, the classifier as Accelerate wrapped it."""
+        served = self._served(split)
+        if served is not None:
+            served.rows += len(rows)
+            if served.pooled:
+                return model(pooled=served.vectors(rows).to(self.device))
+        inputs = to_device(split(rows), self.device)
+        if served is None:
+            if self._replay is not None:
+                self._replay.set(0, None)
+            return model(**inputs)
+        hidden = served.padded(rows, inputs["input_ids"].shape[1]).to(self.device)
+        self._replaying(served.entry).set(served.boundary, hidden)
+        return model(**inputs)
+
+    def describe(self) -> dict[str, Any]:
+        """For the record's `prefix`. `saved_seconds`: what the replayed passes would have taken, less the filling."""
+        served = [one for one in self._open.values() if one is not None and one.rows]
+        gained = sum(one.entry.seconds * one.rows / one.total_rows for one in served)
+        found = {"used": bool(served), "saved_seconds": gained - self.spent_seconds if served else 0.0,
+                 "boundaries": sorted({one.boundary for one in served})}
+        return found if served or self.reason is None else {**found, "reason": self.reason}
+
+    @property
+    def prefix_seconds(self) -> float:
+        """What building the activations that this trial read has cost, whoever paid for it."""
+        return sum(one.entry.seconds for one in self._open.values() if one is not None)
+
+    # -- finding and filling ---------------------------------------------------------------------------------------
+
+    def _served(self, split: Collator) -> Served | None:
+        if self.boundary < 1:
+            return None
+        at = (split.encoded.fingerprint, self.boundary)
+        if at not in self._open:
+            self._open[at] = self._find_or_fill(split)
+        return self._open[at]
+
+    def _find_or_fill(self, split: Collator) -> Served | None:
+        began = time.perf_counter()
+        own = self.store.read(self.key(split, self.boundary))
+        if own is not None:
+            return Served.of(own, self.boundary, split, self.stack.num_layers)
+        try:
+            with self.store.lock(digest_of(self._identity(split))[:32]):
+                found = self._build(split)
+        except EnvironmentProblem as problem:  # the trial can do without
+            self.reason, found = str(problem), None
+        self.spent_seconds += time.perf_counter() - began
+        return found
+
+    def _build(self, split: Collator) -> Served | None:
+        """Under the lock: fill what is missing of the boundaries that are worth it; serve the deepest usable one."""
+        kept = self._worth_keeping()
+        usable = sorted((boundary for boundary in kept if boundary <= self.boundary), reverse=True)
+        if not usable:
+            self.reason = "the budget of the prefix cache is too small for one depth"
+            return None
+        entry = self.store.read(self.key(split, usable[0]))
+        if entry is None:
+            self._fill(split, {boundary for boundary in kept if self.store.read(self.key(split, boundary)) is None})
+            entry = self.store.read(self.key(split, usable[0]))
+        return entry and Served.of(entry, usable[0], split, self.stack.num_layers)
+
+    def _worth_keeping(self) -> set[int]:
+        hint = current_hint()
+        wanted = dict(hint.wanted.get(self.source.prefix_id, {}))
+        wanted = {depth: trials for depth, trials in wanted.items() if depth <= self.source.pristine_layers}
+        wanted.setdefault(self.boundary, 1)
+        budget = sweep_budget(self.store, hint.budget) // max(1, len(hint.wanted))
+        return worth_keeping(wanted, {boundary: self._bytes(boundary) for boundary in wanted}, budget)
+
+    def _bytes(self, boundary: int) -> int:
+        rows = sum(len(split.encoded) for split in self.splits)
+        tokens = sum(int(split.encoded.lengths.sum()) for split in self.splits)
+        return 4 * self.stack.width * (rows if boundary == self.stack.num_layers else tokens)
+
+    def _fill(self, split: Collator, boundaries: set[int]) -> None:
+        prefix = Prefix(self.classifier, self.stack, self.autocast)
+        example = prefix_example(prefix, split, boundaries)
+        error = replay_error(prefix, split, boundaries, example.layer_outputs)
+        if error is not None:
+            raise EnvironmentProblem(error)
+        with ExitStack() as stack:
+            writers = {}
+            for boundary in boundaries:
+                value = example.values[boundary]
+                pooled = boundary == self.stack.num_layers
+                count = len(split.encoded) if pooled else int(split.encoded.lengths.sum())
+                writers[boundary] = stack.enter_context(self.store.writer(
+                    self.key(split, boundary), (count, value.shape[-1]), value.to("cpu").numpy().dtype,
+                    self._facts(split, boundary, example.layer_outputs)))
+            seconds = fill(prefix, split, {boundary: writer.array for boundary, writer in writers.items()},
+                           self.progress)
+            for boundary, writer in writers.items():
+                writer.publish(seconds[boundary])
+        self.store.evict(disk_budget(self.store, current_hint().budget), keep=[w.key for w in writers.values()])
+
+    def key(self, split: Collator, boundary: int) -> str:
+        pooling = self.source.pooling if boundary == self.stack.num_layers else None
+        return digest_of([self._identity(split), boundary, pooling])
+
+    def _identity(self, split: Collator) -> list[Any]:
+        """Everything that decides the bytes, but for the boundary."""
+        source, kind = self.source, self.device.type
+        return [FILL_LAYOUT, source.model, source.attention, self.stack.model.config._attn_implementation,
+                source.mixed_precision, str(next(self.stack.model.parameters()).dtype), self.stack.path,
+                split.encoded.fingerprint, split.pad_token_id, split.side, kind, _hardware(self.device),
+                ROWS.get(kind), TOKENS.get(kind), torch.__version__, transformers.__version__]
+
+    def _facts(self, split: Collator, boundary: int, layer_outputs: int) -> dict[str, Any]:
+        return {"model": self.source.model, "path": self.stack.path, "boundary": boundary,
+                "pooled": boundary == self.stack.num_layers, "rows": len(split.encoded),
+                "tokens": int(split.encoded.lengths.sum()), "split": split.encoded.fingerprint,
+                "layer_outputs": layer_outputs}
+
+    def _replaying(self, entry: Entry) -> Replay:
+        if self._replay is None:
+            self._replay = Replay(self.stack, int(entry.facts["layer_outputs"]))
+        return self._replay
+
+
+@dataclass
+class Served:
+    """An entry as it is read. `rows` counts what was served."""
+
+    entry: Entry
+    boundary: int
+    pooled: bool
+    lengths: np.ndarray
+    side: str
+    rows: int = 0
+    offsets: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+
+    @classmethod
+    def of(cls, entry: Entry, boundary: int, split: Collator, num_layers: int) -> Served:
+        lengths = split.encoded.lengths
+        return cls(entry, boundary, boundary == num_layers, lengths, split.side, offsets=row_offsets(lengths))
+
+    @property
+    def total_rows(self) -> int:
+        return max(1, len(self.lengths))
+
+    def vectors(self, rows: np.ndarray) -> Tensor:
+        """(rows, width)"""
+        return torch.from_numpy(np.asarray(self.entry.array[rows]))
+
+    def padded(self, rows: np.ndarray, tokens: int) -> Tensor:
+        """(rows, tokens, width), zeros where the padding is."""
+        out = torch.zeros(len(rows), tokens, self.entry.array.shape[-1],
+                          dtype=torch.from_numpy(self.entry.array[:0]).dtype)
+        into = out.numpy()
+        for position, row in enumerate(rows):
+            real = self.entry.array[self.offsets[row]:self.offsets[row + 1]]
+            if self.side == "left":
+                into[position, tokens - len(real):] = real
+            else:
+                into[position, :len(real)] = real
+        return out
+
+
+def prefix_example(prefix: Prefix, split: Collator, boundaries: set[int]) -> Any:
+    """A Capture of one row: what the values look like."""
+    rows = np.array([int(split.encoded.lengths.argmin())])
+    with prefix.watching(boundaries):
+        return prefix.capture(to_device(split(rows), prefix.device))
+
+
+def _hardware(device: torch.device) -> str:
+    """Kernels differ between instruction sets and between GPUs, and with them the last digits."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def hinted(descriptions: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[int, int]]:
+    """How many trials of a sweep want which boundary of which prefix; descriptions by trial_id."""
+    wanted: dict[str, dict[int, int]] = {}
+    for description in descriptions.values():
+        for boundary in description.get("prefix_boundaries", ()):
+            counts = wanted.setdefault(description["prefix_id"], {})
+            counts[boundary] = counts.get(boundary, 0) + 1
+    return wanted
