@@ -31,6 +31,7 @@ from finetune.freezing import (
 )
 from finetune.freezing.plan import BACKBONE_PREFIX
 from finetune.models import LayerStack
+from finetune.prefix.reuse import PrefixReuse
 from finetune.schedule import carry_state, make_optimizer, set_learning_rates
 
 REPORT_EVERY_SECONDS = 0.5
@@ -58,6 +59,7 @@ class Trainer:
     train: Collator
     task: str
     class_weights: Tensor | None = None
+    prefix: PrefixReuse | None = None
     step: int = 0  # optimizer steps done
     plan: FreezePlan | None = None
     phases: list[FreezePlan] = field(default_factory=list)  # every plan so far, in order
@@ -95,6 +97,8 @@ class Trainer:
         self._phase, self.plan = phase, self.strategy.plan(self.stack, moment)
         self.phases.append(self.plan)
         self.plan.apply(self.classifier)
+        if self.prefix is not None:
+            self.prefix.enter(self.phases)
         self._frozen = frozen_digests(self.classifier, self.plan)
         self._born = {name: self._born.get(name, self.step) for name in self.plan.trainable}
         optimizer = make_optimizer(self.classifier, self.config, self._born, self._scales)
@@ -188,9 +192,14 @@ class Trainer:
             empty = False
         device = self.accelerator.device
         with self.accelerator.autocast():
-            logits = self.model(**to_device(self.train(rows), device))
+            logits = self._forward(self.model, self.train, rows)
         loss = per_example_loss(self.task, logits, self.train.labels(rows).to(device), self.class_weights)
         return loss * 0 if empty else loss
+
+    def _forward(self, model: nn.Module, split: Collator, rows: np.ndarray) -> Tensor:
+        if self.prefix is not None:
+            return self.prefix.logits(model, split, rows)
+        return model(**to_device(split(rows), self.accelerator.device))
 
     @torch.no_grad()
     def logits(self, split: Collator) -> np.ndarray:
@@ -201,7 +210,7 @@ class Trainer:
         batches = evaluation_batches(split.encoded.lengths, self.config.per_device_eval_batch_size)
         for rows in batches[accelerator.process_index::accelerator.num_processes]:
             with accelerator.autocast():
-                logits = self.classifier(**to_device(split(rows), accelerator.device))
+                logits = self._forward(self.classifier, split, rows)
             mine.append((rows, logits.float().cpu().numpy()))
         parts = gather_object(mine) if accelerator.num_processes > 1 else mine
         out = np.empty((len(split.encoded), parts[0][1].shape[1]), np.float32)

@@ -34,6 +34,7 @@ from finetune.memory import peak_memory_bytes, reset_peak_memory
 from finetune.models import Backbone, LayerStack, check_pooling, chosen_pooling, load_backbone, prepare_backbone
 from finetune.models.head import Classifier, Head
 from finetune.observer import Observer
+from finetune.prefix.reuse import PrefixReuse, PrefixSource
 from finetune.randomness import stream_seed
 from finetune.results import SCHEMA, TrialRecord
 
@@ -90,7 +91,23 @@ class ResolvedTrial:
             "notes": list(self.data.notes), "rejected": len(self.data.rejected),
             "total_epochs": config.num_train_epochs,
             "total_steps": config.num_train_epochs * -(-rows["train"] // per_step),
+            "prefix_id": self.prefix.prefix_id, "prefix_boundaries": self.prefix_boundaries,
         }
+
+    @cached_property
+    def prefix(self) -> PrefixSource:
+        """What decides the activations of a frozen prefix, besides the texts."""
+        config, layers = self.config, self.backbone.num_layers
+        deciding = [self.backbone.digest, config.attn_implementation, config.mixed_precision, config.pooling]
+        return PrefixSource(*deciding, pristine_layers=layers - config.reinit_layers,
+                            prefix_id=digest_of([*deciding, self.data.fingerprint, self.max_length]))
+
+    @property
+    def prefix_boundaries(self) -> list[int]:
+        """The boundary at which this trial will reuse activations, where that is known beforehand."""
+        depth, config = self.strategy.freeze_depth or 0, self.config
+        reused = min(depth, self.prefix.pristine_layers)
+        return [reused] if config.prefix_cache and not config.frozen_dropout and reused >= 1 else []
 
 
 @dataclass(frozen=True)
@@ -199,6 +216,7 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.splits: dict[str, Collator] = {}
         self.trainer: Trainer | None = None
+        self.prefix: PrefixReuse | None = None
         self.cost: dict[str, float | None] = {"prefix_seconds": 0.0, "train_seconds": 0.0, "evaluation_seconds": 0.0}
         self.audit: AuditReport | None = None
         self.best: dict[str, Any] = {}  # the best epoch so far
@@ -208,9 +226,12 @@ class _Run:
         classifier, stack = build_classifier(self.resolved)
         classifier.to(self.accelerator.device)
         splits = self.splits = encode_splits(self.resolved)
+        self.prefix = PrefixReuse(classifier, stack, self.resolved.prefix, list(splits.values()),
+                                  self.accelerator.autocast, enabled=self.config.prefix_cache,
+                                  recomputes=self.config.gradient_checkpointing)
         trainer = self.trainer = Trainer(
             self.config, self.accelerator, classifier, stack, self.resolved.strategy, splits["train"],
-            self.data.task, self._class_weights(),
+            self.data.task, self._class_weights(), self.prefix,
         )
         trainer.enter(epoch=1)
         self.audit = audit(classifier, trainer.plan, stack, splits["train"], self.data.task)
@@ -234,6 +255,8 @@ class _Run:
         return best, "complete"
 
     def _epoch(self, trainer: Trainer, splits: dict[str, Collator], epoch: int) -> dict[str, Any]:
+        trainer.enter(epoch)
+        self.prefix.fill(splits["train"], splits["validation"])
         reset_peak_memory(self.accelerator.device)
         began, first_step = time.monotonic(), trainer.step
         train = trainer.train_epoch(epoch, self.observer.stepped)
@@ -283,6 +306,7 @@ class _Run:
         metrics, last = {"validation": best["validation"]}, {"validation": self.last["validation"]}
         predictions = {"validation_logits": best["logits"]} | self._truth("validation")
         if state == "complete":
+            self.prefix.fill(splits["test"])
             began = time.monotonic()
             last_logits = trainer.logits(splits["test"])
             logits = last_logits
@@ -318,12 +342,15 @@ class _Run:
     def _record(self, state: str) -> TrialRecord:
         resolved, data = self.resolved, self.data
         seen = len(data.splits["train"]) * len(self.history)
+        if self.prefix is not None:
+            self.cost["prefix_seconds"] = self.prefix.prefix_seconds
         self.cost |= {"peak_memory_bytes": self._peak_memory(),
                       "examples_per_second": seen / self.cost["train_seconds"] if self.history else None}
         return TrialRecord(
             trial_id=resolved.trial_id, setting_id=resolved.setting_id, state=state, config=_recorded_config(resolved),
             effective=resolved.effective, task=data.task, metric=resolved.metric,
             num_layers=resolved.backbone.num_layers, **self._frozen_and_trained(),
+            prefix=self.prefix.describe() if self.prefix else {"used": False, "saved_seconds": 0.0},
             baseline=baseline(data), history=self.history, cost=self.cost,
             data=recorded(data, {name: split.encoded for name, split in self.splits.items()}, resolved.max_length),
             environment=environment(self.accelerator),

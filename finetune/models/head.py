@@ -80,6 +80,9 @@ class Classifier(nn.Module):
             return output.pooler_output
         return POOLINGS[self.pooling](output.last_hidden_state, inputs["attention_mask"])
 
-    def forward(self, **inputs: Tensor) -> Tensor:
-        """input_ids, attention_mask and where the model has them token_type_ids, all (batch, tokens) -> logits."""
-        return self.head(self.pool(**inputs))
+    def forward(self, pooled: Tensor | None = None, **inputs: Tensor) -> Tensor:
+        """input_ids, attention_mask and where the model has them token_type_ids, all (batch, tokens) -> logits.
+
+        `pooled` (batch, width): what `pool` would give, where it is known already.
+        """
+        return self.head(self.pool(**inputs) if pooled is None else pooled)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,14 +33,6 @@ class Replay:
             self.remove()
             self._install(boundary)
         self._hidden = hidden
-
-    @contextmanager
-    def suspended(self) -> Iterator[None]:
-        hidden, self._hidden = self._hidden, None
-        try:
-            yield
-        finally:
-            self._hidden = hidden
 
     def remove(self) -> None:
         for undo in self._installed:

@@ -55,6 +55,7 @@ class PrefixReuse:
     splits: Sequence[Collator]
     autocast: Autocast
     enabled: bool = True
+    recomputes: bool = False  # layers run again in the backward pass (gradient checkpointing)
     progress: Callable[[int, int], None] = lambda done, total: None
     boundary: int = 0
     reason: str | None = None  # why nothing is reused, where it is not plain from the plan
@@ -75,7 +76,12 @@ class PrefixReuse:
         boundaries = [plan.prefix_layers or 0 for plan in phases]
         self.boundary = min(self.source.pristine_layers, *boundaries) if self.enabled else 0
         if self._replay is not None:
-            self._replay.set(0, None)
+            self._replay.remove()
+
+    def fill(self, *splits: Collator) -> None:
+        """Find or compute what these splits will be asked for, outside of what is timed as training."""
+        for split in splits:
+            self._served(split)
 
     def logits(self, model: nn.Module, split: Collator, rows: np.ndarray) -> Tensor:
         """(rows, outputs) of `model`, the classifier as Accelerate wrapped it."""
@@ -90,8 +96,12 @@ class PrefixReuse:
                 self._replay.set(0, None)
             return model(**inputs)
         hidden = served.padded(rows, inputs["input_ids"].shape[1]).to(self.device)
-        self._replaying(served.entry).set(served.boundary, hidden)
-        return model(**inputs)
+        replay = self._replaying(served.entry)
+        replay.set(served.boundary, hidden)
+        logits = model(**inputs)
+        if not self.recomputes:
+            replay.set(served.boundary, None)
+        return logits
 
     def describe(self) -> dict[str, Any]:
         """For the record's `prefix`. `saved_seconds`: what the replayed passes would have taken, less the filling."""
@@ -156,6 +166,8 @@ class PrefixReuse:
         return 4 * self.stack.width * (rows if boundary == self.stack.num_layers else tokens)
 
     def _fill(self, split: Collator, boundaries: set[int]) -> None:
+        if self._replay is not None:
+            self._replay.remove()  # it is put back when it is used next
         prefix = Prefix(self.classifier, self.stack, self.autocast)
         example = prefix_example(prefix, split, boundaries)
         error = replay_error(prefix, split, boundaries, example.layer_outputs)
