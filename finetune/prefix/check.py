@@ -35,8 +35,8 @@ def replay_error(prefix: Prefix, split: Collator, boundaries: set[int], layer_ou
                 value = _replayed(prefix, replay, split, short, both, boundary, alone, expected)
                 difference = float((value.float() - expected[num_layers].float()).abs().max())
                 if not difference <= limit:
-                    return (f"a replay from layer {boundary} differs from the full forward by {difference:.1e}: in this "
-                            "model a token's vector depends on the padding beside it")
+                    return (f"a replay from layer {boundary} differs from the full forward by {difference:.1e}: "
+                            "in this model a token's vector depends on the padding beside it")
         finally:
             replay.remove()
     return None

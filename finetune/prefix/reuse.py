@@ -66,8 +66,6 @@ class PrefixReuse:
         self.device = next(self.classifier.parameters()).device
         self._open: dict[tuple[str, int], Served | None] = {}
         self._replay: Replay | None = None
-        if self.enabled and (self.stack.carries_state or self.stack.layout == "other"):
-            self.enabled, self.reason = False, "layers hand on more than their hidden state"
 
     # -- what the training loop calls ------------------------------------------------------------------------------
 
@@ -75,6 +73,9 @@ class PrefixReuse:
         """`phases`: every plan so far, the present one last."""
         boundaries = [plan.prefix_layers or 0 for plan in phases]
         self.boundary = min(self.source.pristine_layers, *boundaries) if self.enabled else 0
+        skippable = not self.stack.carries_state and self.stack.layout != "other"
+        if not skippable and 0 < self.boundary < self.stack.num_layers:
+            self.boundary, self.reason = 0, "layers hand on more than their hidden state"
         if self._replay is not None:
             self._replay.remove()
 
@@ -156,6 +157,8 @@ class PrefixReuse:
         hint = current_hint()
         wanted = dict(hint.wanted.get(self.source.prefix_id, {}))
         wanted = {depth: trials for depth, trials in wanted.items() if depth <= self.source.pristine_layers}
+        if self.stack.carries_state or self.stack.layout == "other":
+            wanted = {}
         wanted.setdefault(self.boundary, 1)
         budget = sweep_budget(self.store, hint.budget) // max(1, len(hint.wanted))
         return worth_keeping(wanted, {boundary: self._bytes(boundary) for boundary in wanted}, budget)
