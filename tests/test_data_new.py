@@ -138,6 +138,13 @@ def test_answers_on_a_terminal(pairs, model):
     }
 
 
+def test_a_data_set_that_is_not_there_is_asked_again(pairs, model, capsys):
+    given = {"text_column": "left", "label_column": "target", "name": "x", "model_name_or_path": str(model),
+             "freeze_depth": "0", "seed": "1"}
+    assert answered(f"{pairs.parent}/pears{ENTER}{pairs}{ENTER}", given)["dataset_name"] == str(pairs)
+    assert "there is no such file or folder; did you mean pairs?" in capsys.readouterr().err
+
+
 def test_what_was_given_as_a_flag_is_not_asked(pairs, model):
     given = {"dataset_name": str(pairs), "text_column": "left", "label_column": "target", "name": "x",
              "model_name_or_path": str(model), "freeze_depth": "0", "seed": "1"}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import ConfigError, FinetuneError
@@ -72,6 +74,19 @@ def _inspect(args: argparse.Namespace) -> None:
         show.profile(described)
 
 
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """On a terminal, what is being done and for how many seconds, until it is done."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        progress.add_task(what, total=None)
+        yield
+
+
 def configurations_of(config: TrialConfig) -> list[str]:
     """Names of the configurations of a data set; one or none where there is nothing to choose."""
     from finetune.data.catalog import BUNDLED
@@ -93,12 +108,15 @@ def describe(config: TrialConfig, model: str | None) -> dict[str, Any]:
     from finetune.data.load import assemble, choose_columns, open_source
     from finetune.data.profile import profile, words
 
-    source = open_source(config)
-    columns = choose_columns(source, config)
-    data = assemble(source, config)
-    tokenizer, reason = _tokenizer(config, model)
-    described = (profile(data, lambda texts: _token_lengths(texts, tokenizer), "tokens") if tokenizer is not None
-                 else profile(data, words))
+    with working("reading the data set"):
+        source = open_source(config)
+        columns = choose_columns(source, config)
+        data = assemble(source, config)
+    with working("loading the tokenizer"):
+        tokenizer, reason = _tokenizer(config, model)
+    with working("measuring lengths"):
+        described = (profile(data, lambda texts: _token_lengths(texts, tokenizer), "tokens")
+                     if tokenizer is not None else profile(data, words))
     if reason:
         described["notes"] = [*described["notes"], f"lengths are in words: {reason}"]
     described["columns"] = {"all": source.tables["train"].columns, "text": list(columns.text),

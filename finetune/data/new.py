@@ -197,7 +197,7 @@ def render(sweep: Mapping[str, Any], path: Path) -> str:
     metric = sweep["metric"]["name"].removeprefix("validation/")
     header = (
         f"# Asks     how much {metric} a frozen prefix of {model} costs on {dataset}.\n"
-        f"# Cost     {trials} trials; `finetune sweep {plain(path)} --dry_run` estimates the time and the disk.\n"
+        f"# Cost     at most {trials} trials; `finetune sweep {plain(path)} --dry_run` estimates time and disk.\n"
         f"# Expect   the curve, its intervals and the deepest safe freeze from `finetune report`.\n"
         f"# Run      finetune sweep {plain(path)}     or     wandb sweep {plain(path)}\n"
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.data.display import plain
+from finetune.errors import FinetuneError
 
 FOUND = "as found: "
 
@@ -44,9 +46,31 @@ def _pick(message: str, choices: Sequence[str], default: str | None = None) -> s
 
 
 def _dataset(answers: Mapping[str, Any]) -> str:
+    """Asked again, with the reason, until there is such a data set."""
     from finetune.data.catalog import listing
 
-    return _fuzzy("Data set (a name, or the path of a file or folder):", [entry["name"] for entry in listing()])
+    names = [entry["name"] for entry in listing()]
+    while True:
+        name = _fuzzy("Data set (a name, or the path of a file or folder):", names)
+        problem = _problem({**answers, "dataset_name": name})
+        if problem is None:
+            return name
+        print(problem, file=sys.stderr)
+
+
+def _problem(answers: Mapping[str, Any]) -> str | None:
+    """Why a data set cannot be used, as far as that can be told before its configuration is known."""
+    from finetune.config import TrialConfig
+    from finetune.data.command import configurations_of, working
+
+    try:
+        with working("looking at the data set"):
+            several = len(configurations_of(TrialConfig.from_mapping({"dataset_name": answers["dataset_name"]}))) > 1
+            if not several:
+                _columns(answers)
+    except FinetuneError as error:
+        return str(error)
+    return None
 
 
 def _configuration(answers: Mapping[str, Any]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def profile(described: Mapping[str, Any]) -> None:
     """Splits, columns, labels, defects and examples of one data set."""
     name = " ".join(part for part in (described["name"], described["config"]) if part)
     outputs = f", {len(described['label_names'])} labels" if described["label_names"] else ""
-    print(f"{plain(name)}: {described['task']}{outputs}; metric {described['metric']}, {described['baseline']['kind']} "
+    _line(f"{name}: {described['task']}{outputs}; metric {described['metric']}, {described['baseline']['kind']} "
           f"baseline {described['baseline']['test']:.4f} on test")
     _splits(described)
     table("columns", ("column", "used as", "why"), _column_rows(described["columns"]))
@@ -55,11 +56,16 @@ def profile(described: Mapping[str, Any]) -> None:
            [(example["label"], *(plain(text, TEXT_WIDTH) for text in example["texts"]))
             for example in described["examples"]])
     for note in described["notes"]:
-        print(f"note: {plain(note)}")
+        _line(f"note: {note}")
     for row in described["rejected"][:MOST_REJECTED]:
-        print(f"rejected: {plain(row['source'])} line {row['line']}: {plain(row['reason'])}")
+        _line(f"rejected: {row['source']} line {row['line']}: {row['reason']}")
     if len(described["rejected"]) > MOST_REJECTED:
-        print(f"rejected: {len(described['rejected']) - MOST_REJECTED} more; --json lists all")
+        _line(f"rejected: {len(described['rejected']) - MOST_REJECTED} more; --json lists all")
+
+
+def _line(text: str) -> None:
+    """One line, wrapped between words on a terminal."""
+    Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(Text(plain(text)))
 
 
 def _splits(described: Mapping[str, Any]) -> None:
@@ -110,8 +116,13 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> N
         print()
         return
     table = Table(title=Text(plain(title)), title_justify="left", title_style="bold")
-    for name in header:
-        table.add_column(Text(plain(name)), overflow="fold")
+    for number, name in enumerate(header):
+        numbers = bool(rows) and all(_is_number(row[number]) for row in rows)
+        table.add_column(Text(plain(name)), overflow="fold", justify="right" if numbers else "left")
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))
     console.print(table)
+
+
+def _is_number(cell: Any) -> bool:
+    return isinstance(cell, int | float) or str(cell).replace(".", "", 1).isdecimal()
