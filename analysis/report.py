@@ -20,7 +20,7 @@ from analysis.stats import Population
 from analysis.summary import summarize
 from analysis.svg import standalone
 from analysis.tables import write_tables
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, Problem, did_you_mean
 from finetune.files import atomic_write, disk_errors
 
 
@@ -67,6 +67,7 @@ def make_curves(
     loaded: Loaded, *, population: Population = "new_text", metric: str | None = None, by: Sequence[str] = ()
 ) -> list[Curve]:
     """One curve per group of trials that has a complete one."""
+    check_metric(loaded, metric)
     protocols = [make_protocol(group) for group in make_groups(loaded, by)]
     curves = [measure(protocol, metric=metric, population=population) for protocol in protocols if protocol.choices]
     if not curves:
@@ -74,6 +75,14 @@ def make_curves(
         raise ConfigError(f"no complete trial among {len(loaded.trials)} records (they are {states}); "
                           "see `finetune status DIR` for the reasons, then rerun the sweep")
     return curves
+
+
+def check_metric(loaded: Loaded, metric: str | None) -> None:
+    """Raises ConfigError for a metric that no record has."""
+    known = {name for trial in loaded.trials for name in trial.record.metrics.get("test", {})}
+    if metric is not None and known and metric not in known:
+        raise ConfigError([Problem("--metric", metric, f"allowed: {', '.join(sorted(known))}"
+                                   + did_you_mean(metric, known))])
 
 
 def own_margin(curves: Sequence[Curve]) -> float:
