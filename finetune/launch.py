@@ -82,12 +82,20 @@ def agreed(decide: Callable[[], Any]) -> Any:
     """What `decide` says on the main process, on every process: the others may run where there is no agent."""
     told = [decide() if is_main_process() else None]
     if process_count() > 1:
-        from accelerate import PartialState
         from accelerate.utils import broadcast_object_list
 
-        PartialState()
+        meet_others()
         broadcast_object_list(told)
     return told[0]
+
+
+def meet_others() -> None:
+    """Join the processes that a launcher started. Left to itself, Accelerate does so under torchrun only on GPUs."""
+    import torch
+    from accelerate import PartialState
+
+    if process_count() > 1:
+        PartialState(cpu=not torch.accelerator.is_available())
 
 
 def _with_parameters(knobs: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from finetune.errors import ConfigError, Interrupted, Problem, TrialFailed, did_
 from finetune.evaluation import baseline, class_details, compute_metrics, default_metric, higher_is_better, metric_names
 from finetune.files import digest_of
 from finetune.freezing import AuditReport, FreezePlan, audit_loss, resolve_strategy
+from finetune.launch import meet_others
 from finetune.loop import Trainer, per_example_loss
 from finetune.memory import peak_memory_bytes, reset_peak_memory
 from finetune.models import Backbone, LayerStack, check_pooling, chosen_pooling, load_backbone, prepare_backbone
@@ -370,6 +371,7 @@ def _rows(config: TrialConfig) -> TaskData:
 
 
 def _accelerator(config: TrialConfig) -> Accelerator:
+    meet_others()
     return Accelerator(mixed_precision=config.mixed_precision)
 
 

@@ -39,12 +39,52 @@ def test_two_agents_exhaust_the_grid_under_accelerate_launch(staged):
         record = found[run.params()["trial"]["trial_id"]]
         assert record.wandb_run["id"] == run.name and record.sweep == sweep.rsplit("/", 1)[-1]
         assert run.attributes["groupName"] == record.setting_id and run.attributes["jobType"] == "train"
-        assert run.summary["test/accuracy"] == record.metrics["test"]["accuracy"]
+        for split in ("validation", "test"):  # the best epoch's, where the last logged row has the last epoch's
+            assert run.summary[f"{split}/loss"] == record.metrics[split]["loss"]
         assert run.values("validation/accuracy") == [entry["validation"]["accuracy"] for entry in record.history]
         alone = run_trial(TrialConfig.from_mapping({**staged.knobs(), **record.config}))
         assert alone.record.metrics == record.metrics
+    read_back(staged, sweep, found)
     assert not staged.server.unknown and not keys_in(staged.texts())
     until(lambda: not staged.left_behind(), "every process has ended", 30)
+
+
+READ = """
+import json, sys, wandb
+sweep = wandb.Api().sweep(sys.argv[1])
+runs = {run.id: {"state": run.state, "group": run.group, "summary": dict(run.summary), "config": run.config,
+                 "rows": list(run.scan_history()), "artifacts": [a.type for a in run.logged_artifacts()]}
+        for run in sweep.runs}
+print("READ" + json.dumps({"best": sweep.best_run().id, "runs": runs, "state": sweep.state}, default=str))
+"""
+
+
+def read_back(staged, sweep, found):
+    """wandb.Api() finds every run, sorts them by the sweep's metric, and has what the records say."""
+    code, output = staged.run(sys.executable, "-c", READ, sweep)
+    assert code == 0, output
+    told = json.loads(output.partition("READ")[2].splitlines()[0])
+    assert told["state"] == "FINISHED" and len(told["runs"]) == len(found)
+    accuracies = {record.wandb_run["id"]: record.metrics["validation"]["accuracy"] for record in found.values()}
+    assert accuracies[told["best"]] == max(accuracies.values())
+    for record in found.values():
+        run = told["runs"][record.wandb_run["id"]]
+        assert (run["state"], run["group"], run["artifacts"]) == ("finished", record.setting_id, ["trial"])
+        assert run["config"]["seed"] == record.config["seed"] and run["summary"]["state"] == "complete"
+        assert [row["validation/loss"] for row in run["rows"]] == [
+            entry["validation"]["loss"] for entry in record.history]
+
+
+def test_finetune_sweep_opens_one_run_per_trial(staged):
+    file = staged.sweep_file(freeze_depth=[2], seed=[1, 2], num_train_epochs=1)
+    code, output = staged.run(sys.executable, "-m", "finetune", "sweep", str(file), "--workers", "1")
+    assert code == 0, output
+    runs, found = staged.runs(), records(staged)
+    assert [(run.state, run.project, run.attributes["jobType"]) for run in runs] == [("finished", "stage", "tune")] * 2
+    assert {run.name for run in runs} == {record.wandb_run["id"] for record in found.values()}
+    assert {run.attributes["groupName"] for run in runs} == {record.setting_id for record in found.values()}
+    assert all(run.params()["trial"]["sweep"] == record.sweep == "staged" for run in runs for record in found.values())
+    assert not keys_in(staged.texts())
 
 
 def test_a_command_without_arguments_takes_them_from_the_sweep(staged):
@@ -95,6 +135,10 @@ def test_a_child_that_dies_says_why_and_the_agent_goes_on(staged):
     assert (bad.state, bad.exitcode, good.state) == ("failed", 2, "finished")
     assert "-1 to 4" in bad.summary["error/message"] and bad.summary["error/kind"] == "ConfigError"
     assert len(records(staged)) == 1
+    code, output = staged.run(sys.executable, "-m", "finetune", "report", f"wandb:{sweep}", "--output_dir", "report")
+    assert code == 0, output
+    assert "1 of 2 runs" in output and "-1 to 4" in output
+    assert "1 of 2 points of the grid have no result: freeze_depth=9" in output
 
 
 def test_a_wrong_knob_is_told_to_the_sweep_too(staged):

@@ -72,7 +72,8 @@ class Tracker(Observer):
         # A resumed run has the epochs that came before its checkpoint, and perhaps the one that was cut short.
         if epoch > self._logged:
             self._logged = epoch
-            self.client.guarded("logging", lambda run: run.log(row_of(entry), step=epoch))
+            # Committed at once: a row that waits for the next one comes late for hyperband, and after the summary.
+            self.client.guarded("logging", lambda run: run.log(row_of(entry), step=epoch, commit=True))
         return "prune" if self.client.stop_wanted.is_set() else "continue"
 
     def sign(self, record: TrialRecord) -> None:
