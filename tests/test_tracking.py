@@ -38,7 +38,7 @@ def test_a_record_comes_back_from_config_summary_and_history(record):
     back = through_wandb(record).model_dump(mode="json")
     expected = record.model_dump(mode="json")
     same = ("trial_id", "setting_id", "state", "config", "effective", "metric", "task", "num_layers", "parameters",
-            "deepest_trainable_layer", "freeze_plan", "best_epoch", "data", "environment", "prefix")
+            "deepest_trainable_layer", "freeze_plan", "best_epoch", "data", "environment")
     assert {name: back[name] for name in same} == {name: expected[name] for name in same}
     for split, values in expected["metrics"].items():
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
