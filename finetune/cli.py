@@ -18,6 +18,8 @@ SUBCOMMANDS = {
     "status": ("finetune.sweep.status", "show the state of a sweep's directory"),
     "report": ("analysis.command", "figures, tables and report.html from a sweep's records"),
     "layers": ("finetune.models.command", "show a model's parts and what a freeze depth or strategy trains"),
+    "predict": ("finetune.saving.predict", "labels for new texts from a trained model"),
+    "export": ("finetune.saving.export", "write a trial's whole model, as transformers loads it"),
     "data": ("finetune.data.command", "list and inspect data sets"),
 }
 OPTIONAL = {

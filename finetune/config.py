@@ -193,8 +193,10 @@ class TrialConfig(BaseModel):
     # output and tracking
     output_dir: str | None = knob(None, "where results are written; default: runs/<sweep id, or single>",
                                   group="output", in_trial_id=NEVER, min_length=1)
-    save_model: bool = knob(False, "keep the best epoch's backbone and head as a folder", group="output",
-                            in_trial_id=NEVER)
+    save_model: bool | Literal["delta"] = knob(
+        "delta", "keep the best epoch's model beside the record: delta the tensors that differ from the base, True the "
+        "whole as a folder that AutoModel.from_pretrained loads, False nothing", group="output", in_trial_id=NEVER,
+    )
     upload_predictions: bool = knob(True, "send record and predictions to W&B as an artifact", group="output",
                                     in_trial_id=NEVER)
     wandb_project: str | None = knob(None, "W&B project; default: W&B's own rules, else stellar-finetuning",

@@ -109,6 +109,8 @@ class Trainer:
     def _wrap(self) -> None:
         """Anew for each plan: DDP registers its gradient hooks on what trains when it is built."""
         accelerator = self.accelerator
+        if self.model is not None and accelerator.num_processes == 1:
+            return  # then nothing depends on the plan
         if self.model is not None:
             accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             self.model = None

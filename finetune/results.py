@@ -62,6 +62,7 @@ class TrialRecord(BaseModel):
     cost: dict[str, float | None] = {}
     data: dict[str, Any] = {}
     environment: dict[str, Any] = {}
+    model: dict[str, Any] = {}  # what was kept of it: kind (delta | full | none), folder, bytes or reason
     files: dict[str, str] = {}
     wandb_run: dict[str, Any] | None = None
     checksum: str | None = None

@@ -37,7 +37,9 @@ from finetune.models.head import Classifier, Head
 from finetune.observer import Observer
 from finetune.prefix.reuse import PrefixReuse, PrefixSource
 from finetune.randomness import stream_seed
-from finetune.results import SCHEMA, TrialRecord
+from finetune.results import SCHEMA, RecordStore, TrialRecord
+from finetune.saving.keep import keep_model
+from finetune.saving.manifest import MODEL_FOLDER
 
 AUDIT_ROWS = 4
 
@@ -320,6 +322,9 @@ class _Run:
         record = self._record(state).model_copy(update={
             "metrics": metrics, "last_epoch_metrics": last, "best_epoch": best["epoch"],
             "details": class_details(self.data, predictions)})
+        if state == "complete" and self.config.output_dir and self.accelerator.is_main_process:
+            target = RecordStore(self.config.output_dir).folder(record.trial_id) / MODEL_FOLDER
+            record = record.model_copy(update={"model": keep_model(self.resolved, trainer.classifier, record, target)})
         return TrialOutcome(record, predictions)
 
     def _truth(self, split: str) -> dict[str, np.ndarray]:

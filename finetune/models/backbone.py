@@ -65,7 +65,7 @@ def _load(name: str, revision: str | None, attention: str | None, trust: bool) -
                          trust_remote_code=trust)
     files = find_model(config)
     model_config = _read_config(files, config)
-    with _without_progress_bars():
+    with without_progress_bars():
         model, missing = _read_weights(files, model_config, config)
         tokenizer = _read_tokenizer(files, config)
     fixed = frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
@@ -151,7 +151,7 @@ def _max_tokens(tokenizer: Any, model: nn.Module) -> int | None:
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
     shown = transformers.utils.logging.is_progress_bar_enabled()
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,54 @@
+"""What a trial keeps of its model, as `save_model` says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import EnvironmentProblem
+from finetune.models.head import Classifier
+from finetune.models.poolers import chosen_pooling
+from finetune.results import TrialRecord
+from finetune.saving.manifest import Base, HeadShape, KeptModel
+from finetune.saving.write import room_for_delta, save_delta, save_full
+
+if TYPE_CHECKING:
+    from finetune.trial import ResolvedTrial
+
+
+def keep_model(resolved: ResolvedTrial, classifier: Classifier, record: TrialRecord, target: Path) -> dict[str, Any]:
+    """Write the classifier as it stands to `target` -> what the record says: kind, folder, bytes, or why not.
+
+    A delta is a by-product: a disk that is full does not fail the trial. Raises EnvironmentProblem when a whole model,
+    which somebody asked for, cannot be written.
+    """
+    asked = resolved.config.save_model
+    if asked is False:
+        return {"kind": "none", "reason": "save_model is false"}
+    manifest = describe(resolved, classifier, record)
+    if asked is True:
+        return save_full(classifier, resolved.backbone, manifest, target)
+    if not room_for_delta(classifier, target):
+        return {"kind": "none", "reason": "the disk is almost full"}
+    try:
+        return save_delta(classifier, resolved.backbone, manifest, target)
+    except EnvironmentProblem as error:
+        return {"kind": "none", "reason": str(error)}
+
+
+def describe(resolved: ResolvedTrial, classifier: Classifier, record: TrialRecord) -> KeptModel:
+    backbone, data, head = resolved.backbone, resolved.data, classifier.head
+    name = str(Path(backbone.name).expanduser().resolve()) if backbone.source == "path" else backbone.name
+    return KeptModel(
+        kind="delta", trial_id=record.trial_id,
+        base=Base(name=name, source=backbone.source, revision=backbone.revision, digest=backbone.digest),
+        config={**record.config, "model_name_or_path": name}, strategy=resolved.strategy.canonical,
+        pooling=chosen_pooling(resolved.config.pooling, backbone.stack),
+        head=HeadShape(size=resolved.config.head_size, outputs=data.num_outputs,
+                       units=tuple(float(value) for value in head.units)),
+        task=data.task, label_names=data.label_names, text_columns=list(data.text_columns),
+        max_length=resolved.max_length, metric=record.metric, metrics=record.metrics, best_epoch=record.best_epoch,
+        data={"name": data.name, "fingerprint": data.fingerprint,
+              "rows": {split: len(rows) for split, rows in data.splits.items()}},
+        versions=record.environment["versions"], parameters=record.parameters,
+    )
