@@ -208,15 +208,16 @@ SEEDS = (3, 4, 5, 10)
 COLLAPSES = (0.0, 0.05)
 
 
-def tables(repeats: int, rng: np.random.Generator) -> Iterator[str]:
-    """Lines of Markdown, as they are computed."""
-    yield from _coverage_table("difference", repeats, rng, cross_checks=repeats // 10)
-    yield from _coverage_table("level", repeats, rng, cross_checks=0)
-    yield from _verdict_table(repeats, rng)
-    yield from _f1_table(repeats // 5, rng)
+def _difference_table(repeats: int, rng: np.random.Generator) -> Iterator[str]:
+    return _coverage_table("difference", repeats, rng, cross_checks=repeats // 10)
+
+
+def _level_table(repeats: int, rng: np.random.Generator) -> Iterator[str]:
+    return _coverage_table("level", repeats, rng, cross_checks=0)
 
 
 def _coverage_table(of: str, repeats: int, rng: np.random.Generator, cross_checks: int) -> Iterator[str]:
+    """Lines of Markdown, as they are computed."""
     yield f"\n### Coverage of 95% intervals, accuracy, {of} (%, ± {_error(repeats):.1f})\n"
     names = ["Satterthwaite", "t over seeds", *(["bootstrap of seeds", "crossed bootstrap"] if cross_checks else [])]
     yield from _header("split-t", "width / Satterthwaite's", *names)
@@ -265,14 +266,19 @@ def _worlds(seeds: Sequence[int]) -> Iterator[World]:
             yield from (World(n, seed_sd, collapse) for n in seeds)
 
 
+TABLES = {"difference": _difference_table, "level": _level_table, "verdict": _verdict_table, "f1": _f1_table}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis.simulate", description=__doc__, allow_abbrev=False)
     parser.add_argument("--repeats", type=int, default=2000, help="experiments per line of the tables (default: 2000)")
+    parser.add_argument("--table", choices=list(TABLES), action="append", help="only this table (repeatable)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     began = time.monotonic()
-    for line in tables(args.repeats, np.random.default_rng(args.seed)):
-        print(line, flush=True)
+    for name in args.table or TABLES:
+        for line in TABLES[name](args.repeats, np.random.default_rng(args.seed)):
+            print(line, flush=True)
     print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
 
 

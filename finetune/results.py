@@ -190,5 +190,6 @@ def predictions_bytes(predictions: Mapping[str, np.ndarray]) -> bytes:
         for name in sorted(predictions):
             content = io.BytesIO()
             np.lib.format.write_array(content, np.ascontiguousarray(predictions[name]), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), content.getvalue())
+            entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+            archive.writestr(entry, content.getvalue(), compress_type=zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
