@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 
 import psutil
 import pytest
+import wandb
 from wandb_server import API_KEY
 from wandb_stage import keys_in, stage, until
 
+from finetune import train
 from finetune.results import RecordStore
 
 pytestmark = pytest.mark.timeout(600)
@@ -56,21 +60,42 @@ def test_online(staged):
     assert not warnings(output) and not staged.server.unknown and not keys_in(staged.texts())
 
 
-@pytest.mark.parametrize(("mode", "recorded"), [("offline", True), ("disabled", False)])
-def test_a_mode_that_sends_nothing(staged, mode, recorded):
-    code, output = staged.train(freeze_depth=2, extra={"WANDB_MODE": mode})
+@pytest.mark.slow
+def test_offline_runs_are_recorded_and_nothing_is_sent(staged):
+    code, output = staged.train(freeze_depth=2, extra={"WANDB_MODE": "offline"})
     assert code == 0, output
-    record = the_record(staged)
-    assert (record.wandb_run or {}).get("mode") == ("offline" if recorded else None)
-    assert bool(list(staged.folder.glob("out/wandb/offline-run-*/*.wandb"))) == recorded
+    assert the_record(staged).wandb_run["mode"] == "offline"
+    assert list(staged.folder.glob("out/wandb/offline-run-*/*.wandb"))
     assert not staged.server.requests and not keys_in(staged.texts())
 
 
-def test_without_a_key_it_is_off_and_says_so_once(staged):
-    code, output = staged.train(freeze_depth=2, extra={"WANDB_API_KEY": ""})
-    assert code == 0, output
-    assert the_record(staged).wandb_run is None
-    assert len(warnings(output)) == 1 and "no API key" in warnings(output)[0]
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"WANDB_MODE": "disabled"}, []), ({"WANDB_API_KEY": ""}, ["no API key"])], ids=["disabled", "no-key"])
+def test_off_means_no_run_and_at_most_one_line(staged, in_this_process, capfd, changes, told):
+    with in_this_process(**changes):
+        code = train.main([f"--{name}={value}" for name, value in staged.knobs(freeze_depth=2).items()])
+    assert code == 0
+    assert the_record(staged).wandb_run is None and not staged.server.requests
+    lines = warnings(capfd.readouterr().err)
+    assert len(lines) == len(told) and all(part in line for part, line in zip(told, lines, strict=True))
+
+
+@pytest.fixture
+def in_this_process(staged, monkeypatch):
+    """Run W&B's client in the test's own process, with the stage's environment: for what starts no wandb-core."""
+    @contextlib.contextmanager
+    def inside(**changes):
+        with monkeypatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith("WANDB_")]:
+                patch.delenv(name)
+            for name, value in {**staged.environment(), **changes}.items():
+                patch.setenv(name, value)
+            patch.setattr("finetune.tracking.client._said", set())
+            wandb.teardown()
+            yield
+            wandb.teardown()
+
+    return inside
 
 
 def test_a_server_out_of_reach_makes_it_an_offline_run_after_one_warning(staged):
@@ -85,25 +110,25 @@ def test_a_server_out_of_reach_makes_it_an_offline_run_after_one_warning(staged)
 
 
 def test_a_server_that_vanishes_in_the_middle(staged):
-    process = start(staged, freeze_depth=4, num_train_epochs=150)
+    process = start(staged, freeze_depth=4, num_train_epochs=80)
     until(lambda: staged.runs() and len(staged.runs()[0].rows()) >= 2, "the run logs")
     staged.server.vanish()
     code, output = process.wait(280), process.log.read_text()
     assert code == 0, output
-    record = the_record(staged, epochs=150)
+    record = the_record(staged, epochs=80)
     assert record.wandb_run["id"] == staged.runs()[0].name and record.wandb_run["lost"]
     assert len(warnings(output)) == 1 and "finetune sync" in warnings(output)[0], output
     assert API_KEY not in output and "Traceback" not in output
 
 
 def test_a_killed_wandb_core(staged):
-    process = start(staged, freeze_depth=4, num_train_epochs=150)
+    process = start(staged, freeze_depth=4, num_train_epochs=80)
     until(lambda: staged.runs() and len(staged.runs()[0].rows()) >= 2, "the run logs")
     (core,) = [child for child in psutil.Process(process.pid).children(recursive=True) if "wandb-core" in child.name()]
     core.kill()
     code, output = process.wait(280), process.log.read_text()
     assert code == 0, output
-    record = the_record(staged, epochs=150)
+    record = the_record(staged, epochs=80)
     assert record.wandb_run["lost"] and len(warnings(output)) == 1, output
     assert "Traceback" not in output and not keys_in(staged.texts())
 

@@ -112,30 +112,31 @@ def test_sigterm_to_the_agent_leaves_no_process_behind(staged, command):
     assert (run.state, run.summary["state"]) == ("failed", "interrupted")
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)],
+@pytest.mark.parametrize("signum", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL],
                          ids=["terminated", "killed"])
 def test_a_preempted_run_goes_on_with_another_agent_and_the_grid_is_whole(staged, signum):
     """Two agents, one of them ended in the middle of a run: no point twice, none missing."""
-    file = staged.sweep_file(command=[*LAUNCHED, "--preemptible=True"], freeze_depth=[4], seed=[1, 2, 3],
-                             num_train_epochs=LONG)
+    epochs = LONG // 2
+    file = staged.sweep_file(command=[*LAUNCHED, "--preemptible=True"], freeze_depth=[4], seed=[1, 2],
+                             num_train_epochs=epochs)
     sweep = staged.wandb_sweep(str(file))
     ended, other = staged.agent(sweep), staged.agent(sweep)
     run = next(run for run in training(staged, 2))
-    victim = ended if _is_running(staged, run, ended) else other
+    victim, heir = (ended, other) if _is_running(run, ended) else (other, ended)
     victim.send_signal(signum)
     victim.wait(60)
-    until(lambda: run.state in ("preempting", "preempted", "running", "finished") and run.connections >= 2
-          or run.exitcode == 143, "the run is preempted")
+    until(lambda: run.exitcode == 143, "the run is preempted", 60)
+    assert run.state == "preempted"
     staged.server.engine.agent_grace = 3.0
-    staged.finish(other if victim is ended else ended)
+    staged.finish(heir)
     runs, found = staged.runs(), records(staged)
-    assert sorted(run.params()["seed"] for run in runs) == [1, 2, 3]
-    assert [run.state for run in runs] == ["finished"] * 3 and len(found) == 3
+    assert sorted(run.params()["seed"] for run in runs) == [1, 2]
+    assert [run.state for run in runs] == ["finished"] * 2 and [record.state for record in found] == ["complete"] * 2
     assert run.connections == 2
     for told in runs:
-        assert [row["epoch"] for row in told.rows()] == list(range(1, LONG + 1))
+        assert [row["epoch"] for row in told.rows()] == list(range(1, epochs + 1))
     nothing_left(staged)
 
 
-def _is_running(staged, run, agent):
+def _is_running(run, agent):
     return run.name in agent.log.read_text()

@@ -75,6 +75,7 @@ def read_back(staged, sweep, found):
             entry["validation"]["loss"] for entry in record.history]
 
 
+@pytest.mark.slow
 def test_finetune_sweep_opens_one_run_per_trial(staged):
     file = staged.sweep_file(freeze_depth=[2], seed=[1, 2], num_train_epochs=1)
     code, output = staged.run(sys.executable, "-m", "finetune", "sweep", str(file), "--workers", "1")
@@ -87,6 +88,7 @@ def test_finetune_sweep_opens_one_run_per_trial(staged):
     assert not keys_in(staged.texts())
 
 
+@pytest.mark.slow
 def test_a_command_without_arguments_takes_them_from_the_sweep(staged):
     command = [sys.executable, "-m", "finetune.train"]
     sweep = staged.wandb_sweep(str(staged.sweep_file(command=command, freeze_depth=[2],
@@ -157,6 +159,7 @@ def test_a_child_that_dies_before_init_costs_one_point(staged):
     assert [(run.state, run.connections) for run in staged.runs()] == [("crashed", 0)]
 
 
+@pytest.mark.slow
 def test_points_that_are_one_trial_are_trained_once(staged):
     """At depth L the backbone's learning rate acts on nothing: two points, one record, two finished runs."""
     sweep = staged.wandb_sweep(str(staged.sweep_file(freeze_depth=[4], learning_rate=[0.001, 0.01])))
