@@ -33,7 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Can be repeated; what is there already is not sent again. Needs an API key (`wandb login`)."
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="an output directory, e.g. runs/quickstart")
-    parser.add_argument("--project", help="W&B project; default: the sweep's, else stellar-finetuning")
+    parser.add_argument("--project", help="W&B project; default: the sweep's, else W&B's own, else "
+                                          "stellar-finetuning")
     parser.add_argument("--entity", help="W&B user or team; default: W&B's own")
     parser.add_argument("--runs_only", action="store_true", help="send the runs, make no sweep")
 
@@ -46,8 +47,7 @@ def main(args: argparse.Namespace) -> int:
                                    "DIR/trials/*/record.json")])
     check_login()
     state = State(args.directory)
-    project = args.project or next((r.config.get("wandb_project") for r in records if r.config.get("wandb_project")),
-                                   None) or "stellar-finetuning"
+    project = args.project or own_project(records)
     for number, record in enumerate(records, 1):
         if record.trial_id not in state.runs:
             state.remember(record, send(record, store, project=project, entity=args.entity))
@@ -59,6 +59,13 @@ def main(args: argparse.Namespace) -> int:
         state.remember_sweep(make_sweep(plan, records, state, args.directory, project=project, entity=args.entity))
     print(f"wandb agent {state.sweep}")
     return 0
+
+
+def own_project(records: Sequence[TrialRecord]) -> str:
+    """The project that the sweep named, else the one that a trial would go to."""
+    from finetune.tracking.client import usual_project
+
+    return next((r.config["wandb_project"] for r in records if r.config.get("wandb_project")), None) or usual_project()
 
 
 class State:

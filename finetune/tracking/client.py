@@ -47,6 +47,15 @@ def wanted_mode() -> str:
     return "offline" if _unreachable.is_set() else "online"
 
 
+def usual_project() -> str:
+    """W&B's own rules (WANDB_PROJECT, what `wandb init` wrote), else ours."""
+    with suppress(Exception):
+        from wandb.sdk import wandb_setup
+
+        return wandb_setup.singleton().settings.project or PROJECT
+    return PROJECT
+
+
 class Client:
     """At most one W&B run. Every method is harmless when there is none, or none any more."""
 
