@@ -10,7 +10,7 @@ from typing import NamedTuple
 from analysis import stats, verdict
 from analysis.curves import Curve, Point
 from analysis.load import Arm
-from analysis.words import margin_text, percent, points, signed
+from analysis.words import count, margin_text, percent, points, signed
 
 MOST_STRATEGIES = 5  # that are told in a sentence; more are in the table
 
@@ -34,7 +34,23 @@ def answer(curves: Sequence[Curve], margin: float) -> Answer:
         outcomes[_deepest(curve, margin)].append(curve.name)
     depths = "; ".join(f"{outcome} ({_which(names, curves)})" for outcome, names in outcomes.items())
     details = [f"{curve.name}: {' '.join(a.details)}" for curve, a in zip(curves, found, strict=True) if a.details]
-    return Answer(f"Deepest safe freeze at a margin of {margin_text(margin)}{of}: {depths}.", details)
+    across = _across(curves)
+    return Answer(f"Deepest safe freeze at a margin of {margin_text(margin)}{of}: {depths}.",
+                  [across, *details] if across else details)
+
+
+def _across(curves: Sequence[Curve]) -> str:
+    """Whether the same depth or strategy differs between curves, where they were tested on the same rows."""
+    found = [c for c in verdict.compare_curves(curves) if not math.isnan(c.p_adjusted)]
+    if not found:
+        return ""
+    clear = [c for c in found if c.p_adjusted < 1 - verdict.CONFIDENCE]
+    rest = f"{count(len(found), 'comparison')} between the curves, adjusted after Holm at 5%"
+    if not clear:
+        return f"The same depth differs between no two curves beyond chance ({rest})."
+    told = "; ".join(f"{c.a} against {c.b}: {signed(c.difference)}" for c in clear[:MOST_STRATEGIES])
+    more = f" and {len(clear) - MOST_STRATEGIES} more" if len(clear) > MOST_STRATEGIES else ""
+    return f"Between curves {count(len(clear), 'difference')} in points beyond chance ({rest}): {told}{more}."
 
 
 def _which(names: list[str], curves: Sequence[Curve]) -> str:

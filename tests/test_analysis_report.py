@@ -294,3 +294,29 @@ def test_the_report_runs_without_torch(written):
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "report.html" in done.stdout
+
+
+def test_what_is_kept_is_small_and_rebuilds_the_report(tmp_path):
+    from analysis.keep import keep
+
+    run, kept = tmp_path / "run", tmp_path / "kept"
+    publish(run, trials_of(World(rows=150)))
+    assert keep(run, kept) == 28
+    first, again = write_report([str(run)]), write_report([str(kept)])
+    assert again.summary == first.summary
+    assert len(list(kept.rglob("predictions.npz"))) == 18
+    assert set(np.load(next(kept.rglob("predictions.npz")))) == {"test_logits", "test_labels", "test_ids"}
+
+
+def test_identical_settings_on_other_seeds_differ_in_nothing(tmp_path):
+    world = World(rows=200)
+    for name, seeds in (("null-a", range(1, 9)), ("null-b", range(11, 19))):
+        publish(tmp_path / name, sweep_trials(world, depths=(0, 2), seeds=seeds, sweep=name, skill=lambda depth: 1.5))
+    summary = write_report([str(tmp_path / "null-a"), str(tmp_path / "null-b")]).summary
+    assert "The same depth differs between no two curves beyond chance (2 comparisons" in summary["details"][0]
+    assert all("seeds not paired" in c["note"] for c in summary["comparisons"] if "(null-b)" in c["a"]
+               and "(null-a)" in c["b"])
+    publish(tmp_path / "null-b", sweep_trials(world, depths=(0, 2), seeds=range(11, 19), sweep="null-b",
+                                              skill=lambda depth: 0.5))
+    summary = write_report([str(tmp_path / "null-a"), str(tmp_path / "null-b")]).summary
+    assert summary["details"][0].startswith("Between curves 2 differences in points beyond chance")

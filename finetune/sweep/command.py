@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ _SHOWN_FAILURES = 20
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = "Run a W&B sweep file on this machine, without an account."
     parser.add_argument("file", metavar="FILE", help="a sweep's YAML, or the name of one that comes with the package")
+    parser.add_argument("--name", metavar="NAME", help="as in `wandb sweep --name`; default: the YAML's name")
     parser.add_argument("--output_dir", type=Path, metavar="DIR",
                         help="where records, logs and the study are written; default: runs/<the file's name>")
     parser.add_argument("--workers", default="auto", metavar="N|auto",
@@ -51,6 +53,8 @@ def main(args: argparse.Namespace) -> int:
     from finetune.sweep.spec import load_spec
 
     spec = load_spec(find_sweep(args.file), args.overrides)
+    if args.name:
+        spec = replace(spec, name=args.name, as_run={**spec.as_run, "name": args.name})
     options = options_from(args, spec)
     view = open_view()
     if args.dry_run:
