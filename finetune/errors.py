@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -64,10 +65,10 @@ class TrialFailed(FinetuneError):
 class Interrupted(FinetuneError):
     """A signal ended the work; `signum` gives the exit code 128 + signum."""
 
-    def __init__(self, signum: int):
+    def __init__(self, signum: int, note: str = ""):
         self.signum = signum
         self.exit_code = 128 + signum
-        super().__init__(f"interrupted by signal {signum}")
+        super().__init__(f"interrupted by {signal.Signals(signum).name}" + (f"; {note}" if note else ""))
 
 
 def shown(value: object, limit: int = 80) -> str:

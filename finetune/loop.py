@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
+import signal
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
@@ -15,9 +15,10 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor, nn
 from torch.nn import functional
 
+from finetune import interrupt
 from finetune.config import TrialConfig
 from finetune.data.batches import Collator, evaluation_batches, padding_share, shares, to_device, training_batches
-from finetune.errors import TrialFailed
+from finetune.errors import Interrupted, TrialFailed
 from finetune.freezing import (
     AuditReport,
     FreezePlan,
@@ -33,8 +34,6 @@ from finetune.freezing.plan import BACKBONE_PREFIX
 from finetune.models import LayerStack
 from finetune.prefix.reuse import PrefixReuse
 from finetune.schedule import carry_state, make_optimizer, set_learning_rates
-
-REPORT_EVERY_SECONDS = 0.5
 
 
 def per_example_loss(task: str, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -67,11 +66,16 @@ class Trainer:
     optimizer: torch.optim.Optimizer | None = None
     model: nn.Module | None = None  # the classifier as Accelerate wrapped it for the present plan
     gradient_norms: list[dict[str, float]] = field(default_factory=list)  # per finished epoch, where a strategy asks
+    # The running epoch: windows (one optimizer step each) done, this process's summed loss, summed gradient norms.
+    windows_done: int = 0
+    loss_sum: Tensor | float = 0.0
+    norms: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)  # weights of the best epoch, of all that has ever trained
 
     def __post_init__(self) -> None:
-        self._born: dict[str, int] = {}  # parameter -> the step at which it began to train
+        self.born: dict[str, int] = {}  # parameter -> the step at which it began to train
+        self.frozen: dict[str, str] = {}  # name -> digest, as the present plan found them
         self._phase: Hashable = None
-        self._frozen: dict[str, str] = {}  # name -> digest, as the present plan found them
         self._scales = layer_scales(self.stack, self.config.layer_decay)
 
     @property
@@ -84,24 +88,40 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        return self.config.num_train_epochs * math.ceil(len(self.train.encoded) / self.rows_per_step)
+        return self.config.num_train_epochs * self.windows_per_epoch
+
+    @property
+    def windows_per_epoch(self) -> int:
+        return math.ceil(len(self.train.encoded) / self.rows_per_step)
 
     def enter(self, epoch: int) -> None:
         """Before every step: where the strategy's phase has changed, plan, wrap and build the optimizer anew."""
-        moment = Moment(epoch, self.step, self.config.num_train_epochs, self.total_steps, self.config.seed,
-                        tuple(self.gradient_norms))
-        phase = self.strategy.phase(moment)
-        if self.plan is not None and phase == self._phase:
+        moment = self.moment(epoch, self.step)
+        if self.plan is not None and self.strategy.phase(moment) == self._phase:
             return
         self.check_frozen()
-        self._phase, self.plan = phase, self.strategy.plan(self.stack, moment)
+        self.plan_at(moment)
+        self.born = {name: self.born.get(name, self.step) for name in self.plan.trainable}
+        if self.best:
+            self.best = self.weights() | self.best
+        self.put_into_effect()
+
+    def moment(self, epoch: int, step: int) -> Moment:
+        """Where training stood at `step` of `epoch`; the norms are those of the epochs before it."""
+        return Moment(epoch, step, self.config.num_train_epochs, self.total_steps, self.config.seed,
+                      tuple(self.gradient_norms[:epoch - 1]))
+
+    def plan_at(self, moment: Moment) -> None:
+        self._phase, self.plan = self.strategy.phase(moment), self.strategy.plan(self.stack, moment)
         self.phases.append(self.plan)
+
+    def put_into_effect(self) -> None:
+        """Put the present plan into effect: what trains, a digest of what does not, optimizer, Accelerate."""
         self.plan.apply(self.classifier)
         if self.prefix is not None:
             self.prefix.enter(self.phases)
-        self._frozen = frozen_digests(self.classifier, self.plan)
-        self._born = {name: self._born.get(name, self.step) for name in self.plan.trainable}
-        optimizer = make_optimizer(self.classifier, self.config, self._born, self._scales)
+        self.frozen = frozen_digests(self.classifier, self.plan)
+        optimizer = make_optimizer(self.classifier, self.config, self.born, self._scales)
         carry_state(self.optimizer, optimizer)
         self.optimizer = optimizer
         self._wrap()
@@ -129,36 +149,62 @@ class Trainer:
     def check_frozen(self) -> None:
         """Raises TrialFailed("leak") when a parameter that the present plan freezes has changed since it began."""
         if self.plan is not None:
-            check_frozen(self.classifier, self.plan, self._frozen)
+            check_frozen(self.classifier, self.plan, self.frozen)
 
-    def train_epoch(self, epoch: int, report: Callable[[int, int, float], None]) -> dict[str, float]:
-        """One pass; returns loss (mean per example as trained), learning_rate, padding_share."""
-        self.enter(epoch)
-        config, accelerator, first = self.config, self.accelerator, self.step
-        batches = training_batches(self.train.encoded.lengths, self._global_batch, config.seed, epoch)
-        loss_sum = torch.zeros((), device=accelerator.device, dtype=torch.float64)
-        reported = time.monotonic()
-        norms: dict[str, float] = {}
-        for window in _windows(batches, config.gradient_accumulation_steps):
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of every parameter that has trained in any phase so far; the others are as they were at the start."""
+        trained = frozenset().union(*(plan.trainable for plan in self.phases))
+        return {name: parameter.detach().clone() for name, parameter in self.classifier.named_parameters()
+                if name in trained}
+
+    def train_epoch(self, epoch: int, stepped: Callable[[], None]) -> dict[str, float]:
+        """To the end of the epoch from where it stands; returns loss (mean per example as trained), learning_rate,
+        padding_share. `stepped` is called after each step, and may raise: the next call goes on from there.
+        """
+        lengths = self.train.encoded.lengths
+        batches = training_batches(lengths, self._global_batch, self.config.seed, epoch)
+        windows = list(_windows(batches, self.config.gradient_accumulation_steps))
+        for window in windows[self.windows_done:]:
             self.enter(epoch)
             self.classifier.train()
             self.plan.apply(self.classifier)
-            loss_sum += self._step(window, norms)
-            if time.monotonic() - reported > REPORT_EVERY_SECONDS:
-                reported = time.monotonic()
-                done = sum(len(rows) for rows in batches[:(self.step - first) * config.gradient_accumulation_steps])
-                report(self.step, self.total_steps, float(loss_sum) * accelerator.num_processes / done)
-        if self.strategy.needs_gradient_norms:
-            self.gradient_norms.append(norms)
-        total = float(accelerator.reduce(loss_sum, "sum"))
-        rows = len(self.train.encoded)
-        if not math.isfinite(total):
-            raise TrialFailed("non-finite", f"the training loss is {total / rows} in epoch {epoch}; "
-                              "try a smaller learning_rate or head_learning_rate")
-        return {"loss": total / rows, "learning_rate": self.optimizer.param_groups[0]["lr"],
-                "padding_share": padding_share(self.train.encoded.lengths, batches)}
+            self.loss_sum = self.loss_sum + self._step(window)  # stays on the device: no wait for it at each step
+            self.windows_done += 1
+            stepped()
+        loss = self._mean_loss(epoch)
+        return {"loss": loss, "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "padding_share": padding_share(lengths, batches)}
 
-    def _step(self, window: list[np.ndarray], norms: dict[str, float]) -> Tensor:
+    def _mean_loss(self, epoch: int) -> float:
+        total = torch.as_tensor(self.loss_sum, device=self.accelerator.device, dtype=torch.float64)
+        mean = float(self.accelerator.reduce(total, "sum")) / len(self.train.encoded)
+        if not math.isfinite(mean):
+            raise TrialFailed("non-finite", f"the training loss is {mean} in epoch {epoch}; "
+                              "try a smaller learning_rate or head_learning_rate")
+        return mean
+
+    @property
+    def loss_so_far(self) -> float:
+        """Mean loss per example in the running epoch, as this process sees it."""
+        done = min(self.windows_done * self.rows_per_step, len(self.train.encoded))
+        return float(self.loss_sum) * self.accelerator.num_processes / max(1, done)
+
+    def end_epoch(self) -> None:
+        """The epoch is trained and evaluated; the next one starts from nothing."""
+        if self.strategy.needs_gradient_norms:
+            self.gradient_norms.append(self.norms)
+        self.windows_done, self.loss_sum, self.norms = 0, 0.0, {}
+
+    def heed_signals(self) -> None:
+        """Between two steps: raises Interrupted on every process when a signal has come to one of them."""
+        if self.accelerator.num_processes > 1:
+            if interrupt.pending():
+                self.accelerator.set_trigger()
+            if self.accelerator.check_trigger():
+                raise Interrupted(interrupt.pending() or signal.SIGTERM)
+        interrupt.check()
+
+    def _step(self, window: list[np.ndarray]) -> Tensor:
         """One optimizer step over the micro-batches of a window; returns this process's summed loss."""
         config, accelerator = self.config, self.accelerator
         set_learning_rates(self.optimizer, config, self.step, self.total_steps, self.strategy.period)
@@ -175,13 +221,20 @@ class Trainer:
             loss_sum += loss.detach().double()
         if len(self.reached) < len(self.phases):
             self.reached.append(audit_gradients(self.classifier, self.plan, self.stack))
+        scaler = accelerator.scaler  # fp16 only; Accelerate unscales the optimizers that it wrapped, and ours is bare
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
         if self.strategy.needs_gradient_norms:
             for part, norm in part_gradient_norms(self.stack).items():
-                norms[part] = norms.get(part, 0.0) + norm
+                self.norms[part] = self.norms.get(part, 0.0) + norm
         if config.max_grad_norm:
             trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-            accelerator.clip_grad_norm_(trained, config.max_grad_norm)
-        self.optimizer.step()
+            nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+            scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return loss_sum
@@ -214,6 +267,8 @@ class Trainer:
             with accelerator.autocast():
                 logits = self._forward(self.classifier, split, rows)
             mine.append((rows, logits.float().cpu().numpy()))
+            if accelerator.num_processes == 1:  # several would have to agree, and they have different batches
+                interrupt.check()
         parts = gather_object(mine) if accelerator.num_processes > 1 else mine
         out = np.empty((len(split.encoded), parts[0][1].shape[1]), np.float32)
         for rows, logits in parts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,13 @@ class Observer:
     def started(self, resolved: Mapping[str, Any]) -> None:
         """The trial is about to train; `resolved` is ResolvedTrial.describe(): ids, rows, freeze plan, steps."""
 
+    def resumed(self, history: Sequence[Mapping[str, Any]], step: int) -> None:
+        """After `started`: the trial goes on from a checkpoint at `step`. `history` are the epochs before it; an
+        observer that was told of them before must not count them twice."""
+
+    def said(self, message: str) -> None:
+        """A sentence for whoever watches: a checkpoint that was skipped, a version that has changed."""
+
     def stepped(self, step: int, total_steps: int, loss: float | None) -> None:
         """`step` of `total_steps` optimizer steps are done; called at most a few times a second."""
 
@@ -26,7 +33,8 @@ class Observer:
         return "continue"
 
     def interrupted(self, signum: int) -> Verdict:
-        """A signal ends the training: "prune" when it means that the trial is not wanted any longer."""
+        """A signal has come, the checkpoint is written. "prune": the signal means that the trial shall end here, with
+        a record; otherwise it ends without one, to be continued."""
         return "stop"
 
     def finished(self, record: TrialRecord, predictions: Mapping[str, np.ndarray]) -> None:
@@ -42,6 +50,14 @@ class Observers(Observer):
     def started(self, resolved: Mapping[str, Any]) -> None:
         for observer in self.observers:
             observer.started(resolved)
+
+    def resumed(self, history: Sequence[Mapping[str, Any]], step: int) -> None:
+        for observer in self.observers:
+            observer.resumed(history, step)
+
+    def said(self, message: str) -> None:
+        for observer in self.observers:
+            observer.said(message)
 
     def stepped(self, step: int, total_steps: int, loss: float | None) -> None:
         for observer in self.observers:

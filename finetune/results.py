@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -64,6 +65,8 @@ class TrialRecord(BaseModel):
     environment: dict[str, Any] = {}
     model: dict[str, Any] = {}  # what was kept of it: kind (delta | full | none), folder, bytes or reason
     files: dict[str, str] = {}
+    weights: str | None = None  # sha256 over the best epoch's weights, of everything that has trained
+    resumes: list[dict[str, Any]] = []  # per resume: {"step", "changed": {name: [before, now]}} of the environment
     wandb_run: dict[str, Any] | None = None
     checksum: str | None = None
 
@@ -112,6 +115,8 @@ class RecordStore:
         content = record.model_copy(update={"files": files, "checksum": None}).as_json()
         content["checksum"] = checksum_of(content)
         atomic_write(folder / RECORD_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n", "a record")
+        if record.state != "failed":  # a trial that was killed or ran out of time goes on when it is tried again
+            self.forget_checkpoints(record.trial_id)
         return TrialRecord.from_json(content)
 
     def load(self, trial_id: str) -> TrialRecord | None:
@@ -146,6 +151,10 @@ class RecordStore:
             path = self.folder(record.trial_id) / name
             if not path.is_file() or sha256_file(path) != digest:
                 raise CorruptRecord(f"{path}: missing or not what the record describes")
+
+    def forget_checkpoints(self, trial_id: str) -> None:
+        """The trial has its result, or shall begin anew."""
+        shutil.rmtree(self.root / "checkpoints" / trial_id, ignore_errors=True)
 
     def quarantine(self, trial_id: str) -> Path:
         """Move a damaged trial aside, so that it is neither used nor lost."""

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from finetune import interrupt
 from finetune.config import KNOBS, TrialConfig, decode, knob_help
 from finetune.data.display import plain
-from finetune.errors import ConfigError, EnvironmentProblem, FinetuneError, Interrupted
+from finetune.errors import ConfigError, EnvironmentProblem, FinetuneError
 from finetune.files import FileLock
 from finetune.launch import agreed, agreed_knobs, end_with_launcher, is_main_process, process_count
 from finetune.observer import Observer, Observers
@@ -71,7 +72,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     knobs, flags = parse_argv(argv)
     if handles_signals():
-        signal.signal(signal.SIGTERM, _interrupted)
+        interrupt.listen()
         end_with_launcher()
     knobs = agreed_knobs(knobs)
     try:
@@ -119,8 +120,10 @@ def _train(config: TrialConfig, store: RecordStore, tracker: Tracker, force: boo
     try:
         done = agreed(finished_before)
         if done is None:
+            if force and is_main_process():
+                store.forget_checkpoints(resolved.trial_id)
             ending = Ending(store, tracker)
-            run_trial(config, observer=Observers([ProgressLines(), ending]))
+            run_trial(config, observer=Observers([ProgressLines(), ending]), output_dir=store.root)
             return ending.record
         if is_main_process() and in_sweep():
             tracker.replay(done, store.predictions(done))
@@ -135,7 +138,8 @@ class Ending(Observer):
     def __init__(self, store: RecordStore, tracker: Tracker):
         self.store, self.tracker = store, tracker
         self.record: TrialRecord | None = None
-        self.started, self.epoch_ended, self.interrupted = tracker.started, tracker.epoch_ended, tracker.interrupted
+        self.started, self.resumed, self.epoch_ended = tracker.started, tracker.resumed, tracker.epoch_ended
+        self.interrupted = tracker.interrupted
 
     def finished(self, record: TrialRecord, predictions: Mapping[str, np.ndarray]) -> None:
         with without_sigterm():  # the work is done: a late stop must not lose it
@@ -162,6 +166,12 @@ class ProgressLines(Observer):
         if resolved["rejected"]:
             print(f"note: {resolved['rejected']} rows of the data cannot be used; `finetune data` lists them with "
                   "their lines", file=sys.stderr)
+
+    def resumed(self, history: Any, step: int) -> None:
+        print(f"goes on from a checkpoint at step {step}, {len(history)} epochs are done", file=sys.stderr)
+
+    def said(self, message: str) -> None:
+        print(message, file=sys.stderr)
 
     def epoch_ended(self, epoch: int, entry: Any) -> str:
         values = ", ".join(f"{name} {value:.4f}" for name, value in entry["validation"].items())
@@ -199,10 +209,6 @@ def without_sigterm() -> Iterator[None]:
     finally:
         if handles_signals():
             signal.signal(signal.SIGTERM, before)
-
-
-def _interrupted(signum: int, frame: Any) -> None:
-    raise Interrupted(signum)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,8 @@ import torch
 import transformers
 from accelerate import Accelerator
 
-from finetune import __version__
+from finetune import __version__, interrupt
+from finetune.checkpoint import Checkpoint, Checkpoints, DamagedCheckpoint
 from finetune.config import KNOBS, RESULT, TrialConfig
 from finetune.data import TaskData, encode_split, limit_evaluation, load_task_data, padding_id, subset_train
 from finetune.data.batches import Collator, to_device
@@ -38,8 +37,13 @@ from finetune.observer import Observer
 from finetune.prefix.reuse import PrefixReuse, PrefixSource
 from finetune.randomness import stream_seed
 from finetune.results import SCHEMA, RecordStore, TrialRecord
+from finetune.resume import audit_report, digest_of_tensors, own_randomness, restore_trainer, trainer_state
 from finetune.saving.keep import keep_model
 from finetune.saving.manifest import MODEL_FOLDER
+from finetune.stopwatch import Stopwatch
+
+REPORT_EVERY_SECONDS = 0.5
+REPEATS_ITSELF = ("non-finite", "leak")  # failures that a checkpoint would only lead to again
 
 AUDIT_ROWS = 4
 
@@ -146,8 +150,12 @@ def resolve_trial(config: TrialConfig, processes: int = 1) -> ResolvedTrial:
     return ResolvedTrial(config, data, backbone, strategy, metric, processes)
 
 
-def run_trial(config: TrialConfig, *, observer: Observer | None = None) -> TrialOutcome:
-    """Train, keep the best epoch on validation, test it once.
+def run_trial(config: TrialConfig, *, observer: Observer | None = None, output_dir: Path | str | None = None
+              ) -> TrialOutcome:
+    """Train, keep the best epoch on validation, test it once; goes on from a checkpoint where there is one.
+
+    Checkpoints lie in `output_dir`, by default config.output_dir; where neither is given none are written. They are
+    RecordStore.publish's to remove.
 
     A trial that ran and failed (non-finite, leak, out of memory) has a record with state "failed"; a wrong
     configuration, wrong data or a wrong environment raises.
@@ -157,8 +165,10 @@ def run_trial(config: TrialConfig, *, observer: Observer | None = None) -> Trial
     reset_peak_memory(accelerator.device)
     resolved = resolve_trial(config, accelerator.num_processes)
     observer = observer if observer is not None and accelerator.is_main_process else Observer()
-    run = _Run(resolved, accelerator, observer, started)
-    with _own_randomness(config.seed):
+    output_dir = output_dir or config.output_dir
+    checkpoints = Checkpoints(output_dir, resolved.trial_id) if output_dir else None
+    run = _Run(resolved, accelerator, observer, started, checkpoints)
+    with own_randomness(config.seed):
         try:
             outcome = run.train_and_test()
         except TrialFailed as failure:
@@ -167,10 +177,6 @@ def run_trial(config: TrialConfig, *, observer: Observer | None = None) -> Trial
             outcome = run.failed("out-of-memory", f"{str(error).splitlines()[0]} Use a smaller "
                                  "per_device_train_batch_size with more gradient_accumulation_steps, or "
                                  "gradient_checkpointing, or auto_micro_batch: true")
-        except Interrupted as interruption:
-            outcome = run.pruned() if observer.interrupted(interruption.signum) == "prune" else None
-            if outcome is None:  # interrupted by whoever runs this, or before there was anything to keep
-                raise
     observer.finished(outcome.record, outcome.predictions)
     return outcome
 
@@ -213,67 +219,112 @@ def audit(classifier: Classifier, plan: FreezePlan, stack: LayerStack, train: Co
 class _Run:
     """The state of one trial while it trains."""
 
-    def __init__(self, resolved: ResolvedTrial, accelerator: Accelerator, observer: Observer, started: float):
+    def __init__(self, resolved: ResolvedTrial, accelerator: Accelerator, observer: Observer, started: float,
+                 checkpoints: Checkpoints | None):
         self.resolved, self.accelerator, self.observer, self.started = resolved, accelerator, observer, started
+        self.checkpoints = checkpoints
         self.config, self.data = resolved.config, resolved.data
         self.history: list[dict[str, Any]] = []
         self.splits: dict[str, Collator] = {}
+        self.best: dict[str, Any] = {}  # the best epoch's entry of the history, and its logits
         self.trainer: Trainer | None = None
         self.prefix: PrefixReuse | None = None
-        self.cost: dict[str, float | None] = {"prefix_seconds": 0.0, "train_seconds": 0.0, "evaluation_seconds": 0.0}
+        self.cost: dict[str, float | None] = {"setup_seconds": 0.0, "prefix_seconds": 0.0, "train_seconds": 0.0,
+                                              "evaluation_seconds": 0.0, "checkpoint_seconds": 0.0}
         self.audit: AuditReport | None = None
-        self.best: dict[str, Any] = {}  # the best epoch so far
-        self.last: dict[str, Any] = {}  # the last whole epoch
+        self.resumes: list[dict[str, Any]] = []
+        self.clock = Stopwatch()  # training seconds of the running epoch
+        self.reported = 0.0
 
     def train_and_test(self) -> TrialOutcome:
+        splits = self.splits = encode_splits(self.resolved)
+        trainer = self._begin(splits)
+        self.cost["setup_seconds"] += time.monotonic() - self.started
+        self.observer.started(self.resolved.describe() | self._frozen_and_trained())
+        if self.resumes:
+            self.observer.resumed(self.history, trainer.step)
+        with interrupt.deferred():
+            state = self._epochs(trainer, splits)
+        trainer.check_frozen()
+        return self._outcome(state, splits, trainer)
+
+    def _begin(self, splits: dict[str, Collator]) -> Trainer:
+        """At the newest intact checkpoint, or at the beginning."""
+        trainer = self.trainer = self._fresh_trainer(splits)
+        checkpoint = self._newest_checkpoint()
+        if checkpoint is not None:
+            try:
+                self._go_on_from(checkpoint, trainer)
+                return trainer
+            except DamagedCheckpoint as error:
+                self.observer.said(f"checkpoint {checkpoint.name} is not used: {error}; the trial starts again")
+                trainer = self.trainer = self._fresh_trainer(splits)
+        trainer.enter(epoch=1)
+        self.audit = audit(trainer.classifier, trainer.plan, trainer.stack, splits["train"], self.data.task)
+        return trainer
+
+    def _fresh_trainer(self, splits: dict[str, Collator]) -> Trainer:
         classifier, stack = build_classifier(self.resolved)
         classifier.to(self.accelerator.device)
-        splits = self.splits = encode_splits(self.resolved)
         self.prefix = PrefixReuse(classifier, stack, self.resolved.prefix, list(splits.values()),
                                   self.accelerator.autocast, enabled=self.config.prefix_cache,
-                                  recomputes=self.config.gradient_checkpointing)
-        trainer = self.trainer = Trainer(
-            self.config, self.accelerator, classifier, stack, self.resolved.strategy, splits["train"],
-            self.data.task, self._class_weights(), self.prefix,
-        )
-        trainer.enter(epoch=1)
-        self.audit = audit(classifier, trainer.plan, stack, splits["train"], self.data.task)
-        self.cost["setup_seconds"] = time.monotonic() - self.started
-        self.observer.started(self.resolved.describe() | self._frozen_and_trained())
-        best, state = self._epochs(trainer, splits)
-        trainer.check_frozen()
-        return self._outcome(best, state, splits, trainer)
+                                  recomputes=self.config.gradient_checkpointing, progress=self._filling)
+        return Trainer(self.config, self.accelerator, classifier, stack, self.resolved.strategy, splits["train"],
+                       self.data.task, self._class_weights(), self.prefix)
 
-    def _epochs(self, trainer: Trainer, splits: dict[str, Collator]) -> tuple[dict[str, Any], str]:
-        """Train every epoch; returns what the best one predicts, and whether the trial was pruned."""
-        best = self.best
-        for epoch in range(1, self.config.num_train_epochs + 1):
-            entry = self._epoch(trainer, splits, epoch)
-            self.history.append({key: value for key, value in entry.items() if key != "logits"})
-            if not best or self._better(entry, best):
-                best = self.best = {**entry, "weights": _weights(trainer)}
-            self.last = entry
-            if self._verdict(epoch) != "continue":
-                return best, "pruned"
-        return best, "complete"
+    def _epochs(self, trainer: Trainer, splits: dict[str, Collator]) -> str:
+        """Train every epoch that is left; returns whether the trial is complete or was pruned."""
+        try:
+            for epoch in range(len(self.history) + 1, self.config.num_train_epochs + 1):
+                entry, logits = self._epoch(trainer, splits, epoch)
+                trainer.end_epoch()
+                self.history.append(entry)
+                if not self.best or self._better(entry, self.best):
+                    self.best = {**entry, "logits": logits}
+                    trainer.best = trainer.weights()
+                verdict = self._verdict(epoch)
+                self._checkpoint()
+                if verdict != "continue":
+                    return "pruned"
+                trainer.heed_signals()
+            return "complete"
+        except Interrupted as interruption:
+            return self._interrupted(interruption)
 
-    def _epoch(self, trainer: Trainer, splits: dict[str, Collator], epoch: int) -> dict[str, Any]:
-        trainer.enter(epoch)
+    def _epoch(self, trainer: Trainer, splits: dict[str, Collator], epoch: int) -> tuple[dict[str, Any], np.ndarray]:
+        """One line of the history, and the logits on validation."""
+        if trainer.windows_done < trainer.windows_per_epoch:  # not where only the evaluation was cut short
+            trainer.enter(epoch)
         self.prefix.fill(splits["train"], splits["validation"])
         reset_peak_memory(self.accelerator.device)
-        began, first_step = time.monotonic(), trainer.step
-        train = trainer.train_epoch(epoch, self.observer.stepped)
-        trained = time.monotonic()
-        logits = trainer.logits(splits["validation"])
-        metrics = self._metrics(logits, "validation")
-        evaluated = time.monotonic()
-        self.cost["train_seconds"] += trained - began
-        self.cost["evaluation_seconds"] += evaluated - trained
-        return {"epoch": epoch, "train": train, "validation": metrics, "train_seconds": trained - began,
-                "evaluation_seconds": evaluated - trained,
-                "step_seconds": (trained - began) / max(1, trainer.step - first_step),
-                "peak_memory_bytes": peak_memory_bytes(self.accelerator.device), **_trained(trainer.plans_in(epoch)),
-                "logits": logits}
+        with self.clock:
+            train = trainer.train_epoch(epoch, self._stepped)
+        evaluation = Stopwatch()
+        with evaluation:
+            logits = trainer.logits(splits["validation"])
+            metrics = self._metrics(logits, "validation")
+        trained = self.clock.reset()
+        self.cost["train_seconds"] += trained
+        self.cost["evaluation_seconds"] += evaluation.seconds
+        return {"epoch": epoch, "train": train, "validation": metrics, "train_seconds": trained,
+                "evaluation_seconds": evaluation.seconds,
+                "step_seconds": trained / trainer.windows_done,
+                "peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
+                **_trained(trainer.plans_in(epoch))}, logits
+
+    def _filling(self, done: int, total: int) -> None:
+        if self.accelerator.num_processes == 1:  # it may take minutes; of several processes one fills, the others wait
+            interrupt.check()
+
+    def _stepped(self) -> None:
+        """After every optimizer step."""
+        trainer, every = self.trainer, self.config.checkpointing_steps
+        if time.monotonic() - self.reported > REPORT_EVERY_SECONDS:
+            self.reported = time.monotonic()
+            self.observer.stepped(trainer.step, trainer.total_steps, trainer.loss_so_far)
+        if every and trainer.step % every == 0:
+            self._checkpoint()
+        trainer.heed_signals()
 
     def _better(self, entry: dict[str, Any], best: dict[str, Any]) -> bool:
         new, old = entry["validation"][self.resolved.metric], best["validation"][self.resolved.metric]
@@ -284,6 +335,72 @@ class _Run:
         if self.accelerator.num_processes > 1:
             accelerate.utils.broadcast_object_list(verdict)
         return verdict[0]
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _checkpoint(self) -> None:
+        """Between two steps. Every process takes part, the main one writes; what it costs is no training time."""
+        if self.checkpoints is None:
+            return
+        watch = Stopwatch()
+        with watch:
+            trainer_part, tensors = trainer_state(self.trainer)
+            if self.accelerator.is_main_process:
+                self.checkpoints.save(self._as_checkpoint(trainer_part, tensors))
+        self.cost["checkpoint_seconds"] += watch.seconds
+        self.clock.leave_out(watch.seconds)
+
+    def _as_checkpoint(self, trainer_part: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Checkpoint:
+        best = {name: value for name, value in self.best.items() if name != "logits"}
+        state = {"trainer": trainer_part, "history": self.history, "best": best, "cost": self.cost,
+                 "audit": asdict(self.audit), "resumes": self.resumes, "environment": environment(self.accelerator),
+                 "epoch_seconds": self.clock.seconds}
+        if self.best:
+            tensors = tensors | {"best_logits": torch.from_numpy(self.best["logits"])}
+        return Checkpoint(self.trainer.step, len(self.history), state, tensors)
+
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        """The same one on every process; damaged ones are skipped, and that is said."""
+        if self.checkpoints is None:
+            return None
+        checkpoint = None
+        if self.accelerator.is_main_process:
+            checkpoint, skipped = self.checkpoints.newest()
+            for sentence in skipped:
+                self.observer.said(sentence)
+        if self.accelerator.num_processes > 1:
+            name = accelerate.utils.broadcast_object_list([checkpoint and checkpoint.name])[0]
+            checkpoint = checkpoint or (self.checkpoints.read(name) if name else None)
+        return checkpoint
+
+    def _go_on_from(self, checkpoint: Checkpoint, trainer: Trainer) -> None:
+        """Raises DamagedCheckpoint when it does not fit this trial."""
+        state, tensors = checkpoint.state, checkpoint.tensors
+        restore_trainer(trainer, state["trainer"], tensors)
+        self.history, self.audit = list(state["history"]), audit_report(state["audit"])
+        self.best = {**state["best"], "logits": tensors["best_logits"].numpy()} if state["best"] else {}
+        self.cost |= state["cost"]
+        self.clock.seconds = state["epoch_seconds"]
+        changed = differences(state["environment"], environment(self.accelerator))
+        self.resumes = [*state["resumes"], {"step": checkpoint.step, "changed": changed}]
+        if changed:
+            told = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changed.items())
+            self.observer.said(f"resumed with {told}: the result may differ in the last digits from an "
+                               "uninterrupted run's")
+
+    def _interrupted(self, interruption: Interrupted) -> str:
+        """Keep what is done. Returns "pruned" where the signal means that the trial shall end with a record."""
+        self._checkpoint()
+        verdict = [self.observer.interrupted(interruption.signum)]
+        if self.accelerator.num_processes > 1:
+            accelerate.utils.broadcast_object_list(verdict)
+        if verdict[0] == "prune" and self.history:
+            return "pruned"
+        note = "" if self.checkpoints is None else (f"a checkpoint is kept at step {self.trainer.step} of "
+                                                    f"{self.trainer.total_steps}, the same command goes on from there")
+        raise Interrupted(interruption.signum, note)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
 
     def _metrics(self, logits: np.ndarray, split: str) -> dict[str, float]:
         return compute_metrics(self.data.task, logits, self.data.splits[split].labels)
@@ -304,24 +421,25 @@ class _Run:
             return None
         return torch.tensor(balanced_weights(self.data), dtype=torch.float32, device=self.accelerator.device)
 
-    def _outcome(self, best: dict, state: str, splits: dict[str, Collator], trainer: Trainer) -> TrialOutcome:
+    def _outcome(self, state: str, splits: dict[str, Collator], trainer: Trainer) -> TrialOutcome:
         """Test the best epoch once, and the last for comparison; a pruned trial is not tested."""
-        metrics, last = {"validation": best["validation"]}, {"validation": self.last["validation"]}
+        best, last_entry = self.best, self.history[-1]
+        metrics, last = {"validation": best["validation"]}, {"validation": last_entry["validation"]}
         predictions = {"validation_logits": best["logits"]} | self._truth("validation")
         if state == "complete":
             self.prefix.fill(splits["test"])
-            began = time.monotonic()
-            last_logits = trainer.logits(splits["test"])
-            logits = last_logits
-            if best["epoch"] != self.last["epoch"]:
-                trainer.classifier.load_state_dict(best["weights"], strict=False)
-                logits = trainer.logits(splits["test"])
-            metrics["test"], last["test"] = self._metrics(logits, "test"), self._metrics(last_logits, "test")
+            watch = Stopwatch()
+            with watch:
+                last_logits = logits = trainer.logits(splits["test"])
+                if best["epoch"] != last_entry["epoch"]:
+                    trainer.classifier.load_state_dict(trainer.best, strict=False)
+                    logits = trainer.logits(splits["test"])
+                metrics["test"], last["test"] = self._metrics(logits, "test"), self._metrics(last_logits, "test")
             predictions |= {"test_logits": logits} | self._truth("test")
-            self.cost["evaluation_seconds"] += time.monotonic() - began
+            self.cost["evaluation_seconds"] += watch.seconds
         record = self._record(state).model_copy(update={
             "metrics": metrics, "last_epoch_metrics": last, "best_epoch": best["epoch"],
-            "details": class_details(self.data, predictions)})
+            "details": class_details(self.data, predictions), "weights": digest_of_tensors(trainer.best)})
         if state == "complete" and self.config.output_dir and self.accelerator.is_main_process:
             target = RecordStore(self.config.output_dir).folder(record.trial_id) / MODEL_FOLDER
             record = record.model_copy(update={"model": keep_model(self.resolved, trainer.classifier, record, target)})
@@ -331,13 +449,9 @@ class _Run:
         rows = self.data.splits[split]
         return {f"{split}_labels": rows.labels, f"{split}_ids": rows.ids}
 
-    def pruned(self) -> TrialOutcome | None:
-        """What the whole epochs gave, when the trial is ended in the middle of one; None before the first."""
-        if not self.best:
-            return None
-        return self._outcome(self.best, "pruned", {}, self.trainer)
-
     def failed(self, kind: str, message: str) -> TrialOutcome:
+        if kind in REPEATS_ITSELF and self.checkpoints is not None and self.accelerator.is_main_process:
+            self.checkpoints.remove()
         return TrialOutcome(self._record("failed").model_copy(update={"error": {"kind": kind, "message": message}}), {})
 
     def _peak_memory(self) -> int:
@@ -359,7 +473,7 @@ class _Run:
             prefix=self.prefix.describe() if self.prefix else {"used": False, "saved_seconds": 0.0},
             baseline=baseline(data), history=self.history, cost=self.cost,
             data=recorded(data, {name: split.encoded for name, split in self.splits.items()}, resolved.max_length),
-            environment=environment(self.accelerator),
+            environment=environment(self.accelerator), resumes=self.resumes,
         )
 
 
@@ -380,12 +494,6 @@ def _accelerator(config: TrialConfig) -> Accelerator:
     return Accelerator(mixed_precision=config.mixed_precision)
 
 
-def _weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """What brings this epoch back: all that trains, and where the plan may change all that may train later."""
-    return {name: p.detach().clone() for name, p in trainer.classifier.named_parameters()
-            if p.requires_grad or trainer.strategy.has_phases}
-
-
 def _trained(plans: list[FreezePlan]) -> dict[str, Any]:
     """What trained in one epoch; where it changed within the epoch, the parts of all plans and the largest count."""
     parts = {part for plan in plans for part in plan.trainable_parts}
@@ -393,13 +501,6 @@ def _trained(plans: list[FreezePlan]) -> dict[str, Any]:
             "trainable_parts": [share.part for share in plans[0].parts if share.part in parts]}
 
 
-@contextlib.contextmanager
-def _own_randomness(seed: int) -> Iterator[None]:
-    """Dropout knows only the global generators: seeded here, and put back as they were afterwards."""
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(stream_seed(seed, "dropout"))
-        yield
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
@@ -413,6 +514,15 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "device_type": device.type, "threads": torch.get_num_threads(), "processes": accelerator.num_processes,
         "commit": _commit(), "host_cores": os.cpu_count(),
     }
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
+    """What of versions, device and threads is not as it was: {"torch": ["2.6.0", "2.7.0"], …}."""
+    def flat(facts: dict[str, Any]) -> dict[str, Any]:
+        return facts["versions"] | {name: facts[name] for name in ("device", "threads", "commit")}
+
+    old, new = flat(before), flat(now)
+    return {name: [old.get(name), new[name]] for name in new if old.get(name) != new[name]}
 
 
 @lru_cache(maxsize=1)

@@ -156,7 +156,7 @@ class Interrupt(Observer):
 
 @pytest.fixture
 def stepwise(monkeypatch):
-    monkeypatch.setattr("finetune.loop.REPORT_EVERY_SECONDS", -1)
+    monkeypatch.setattr("finetune.trial.REPORT_EVERY_SECONDS", -1)
 
 
 def test_a_signal_that_means_the_servers_stop_prunes_with_the_epochs_so_far(knobs, stepwise):

@@ -205,6 +205,8 @@ class Dispatcher:
         elif event.kind == "started":
             running.epochs, running.steps = event.content.get("total_epochs"), event.content.get("total_steps")
             assignment.description = Description(event.content)
+        elif event.kind == "said":
+            self.view.say(f"{assignment.label}: {event.content}")
         elif event.kind == "epoch":
             self._epoch(event.worker, assignment, running, event.content)
         elif event.kind in ("resolved", "refused"):

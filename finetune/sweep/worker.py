@@ -4,7 +4,8 @@ coordinator -> worker    ("resolve", [(key, knobs), …])    ("run", (knobs, {"s
                          ("verdict", verdict)    ("quit", None)
 worker -> coordinator    ("ready", None)    ("resolved", (key, description))    ("refused", (key, error))
                          ("resolving_done", None)    ("started", description)    ("stepped", (step, total, loss))
-                         ("epoch", entry)    ("finished", (record, predictions))    ("failed", error)
+                         ("said", sentence)    ("epoch", entry)    ("finished", (record, predictions))
+                         ("failed", error)
 An error is {"type": class name, "problems": [line, …]}.
 """
 
@@ -17,12 +18,13 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from finetune import interrupt
 from finetune.config import TrialConfig
 from finetune.errors import ConfigError, FinetuneError, Interrupted
 from finetune.observer import Observer, Observers, Verdict
@@ -46,7 +48,7 @@ def main(connection: Connection, options: WorkerOptions) -> None:
     """Entry point of the process; returns when the coordinator says so or is gone."""
     _die_with(options.parent)
     os.setpgid(0, 0)  # Ctrl-C reaches the coordinator alone; a hung trial is ended with its children
-    signal.signal(signal.SIGTERM, _interrupted)
+    interrupt.listen()
     _write_to(options.log)
     try:
         task = _load(options)
@@ -112,6 +114,16 @@ class Reporter(Observer):
     def started(self, resolved: Mapping[str, Any]) -> None:
         self._connection.send(("started", dict(resolved)))
 
+    def resumed(self, history: Sequence[Mapping[str, Any]], step: int) -> None:
+        """A trial that another Optuna trial stands for now: its pruner needs what was reported before."""
+        self.said(f"goes on from a checkpoint at step {step}")
+        for entry in history:
+            self.epoch_ended(entry["epoch"], entry)
+
+    def said(self, message: str) -> None:
+        print(message, file=sys.stderr)
+        self._connection.send(("said", message))
+
     def stepped(self, step: int, total_steps: int, loss: float | None) -> None:
         self._connection.send(("stepped", (step, total_steps, loss)))
 
@@ -143,10 +155,6 @@ def _load(options: WorkerOptions) -> Any:
     if torch is not None:
         torch.set_num_threads(options.threads)
     return task
-
-
-def _interrupted(signum: int, frame: Any) -> None:
-    raise Interrupted(signum)
 
 
 def _die_with(parent: int) -> None:

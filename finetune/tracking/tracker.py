@@ -6,7 +6,7 @@ import os
 import secrets
 import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,11 @@ class Tracker(Observer):
             # Committed at once: a row that waits for the next one comes late for hyperband, and after the summary.
             self.client.guarded("logging", lambda run: run.log(row_of(entry), step=epoch, commit=True))
         return "prune" if self.client.stop_wanted.is_set() else "continue"
+
+    def resumed(self, history: Sequence[Mapping[str, Any]], step: int) -> None:
+        """A run that was opened anew lacks the epochs before the checkpoint; one that goes on has them."""
+        for entry in history:
+            self.epoch_ended(entry["epoch"], entry)
 
     def sign(self, record: TrialRecord) -> None:
         """Name sweep, protocol and run (`wandb_run`) in a record that is about to be published."""

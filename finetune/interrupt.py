@@ -1,0 +1,61 @@
+"""SIGINT and SIGTERM: the first one ends the work where that is safe, a second Ctrl-C ends the process at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from finetune.errors import Interrupted
+
+_received: int | None = None
+_deferring = 0
+
+
+def listen() -> None:
+    """Handle the signals of this process from now on. Only the main thread may call it."""
+    global _received
+    _received = None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _handle)
+
+
+def _handle(signum: int, frame: FrameType | None) -> None:
+    global _received
+    if _received is None:
+        _received = signum
+        if not _deferring:
+            raise Interrupted(signum)
+    elif signum == signal.SIGINT and not _launched():
+        os._exit(128 + signum)
+
+
+def _launched() -> bool:
+    """torchrun passes on the Ctrl-C that the terminal has already sent to its workers; it also ends them in time."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def pending() -> int | None:
+    """The signal that waits to be heeded."""
+    return _received
+
+
+def check() -> None:
+    """Raises Interrupted when a signal has come."""
+    if _received is not None:
+        raise Interrupted(_received)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Inside, a signal strikes only where `check` is called, and at the end."""
+    global _deferring
+    _deferring += 1
+    try:
+        yield
+    finally:
+        _deferring -= 1
+    if not _deferring:
+        check()
