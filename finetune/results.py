@@ -13,6 +13,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,7 +155,10 @@ class RecordStore:
 
     def forget_checkpoints(self, trial_id: str) -> None:
         """The trial has its result, or shall begin anew."""
-        shutil.rmtree(self.root / "checkpoints" / trial_id, ignore_errors=True)
+        folder = self.root / "checkpoints"
+        shutil.rmtree(folder / trial_id, ignore_errors=True)
+        with suppress(OSError):
+            folder.rmdir()  # where it was the last one
 
     def quarantine(self, trial_id: str) -> Path:
         """Move a damaged trial aside, so that it is neither used nor lost."""
