@@ -65,7 +65,7 @@ def result(folder):
     """What must not depend on interruptions: everything in the record but times, memory and where it was."""
     (record,) = RecordStore(folder)
     content = record.as_json()
-    for name in ("checksum", "cost", "environment", "resumes"):
+    for name in ("checksum", "cost", "environment", "prefix", "resumes"):
         content.pop(name)
     content["history"] = [{name: value for name, value in entry.items() if name not in TIMING}
                           for entry in content["history"]]
