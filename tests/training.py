@@ -79,6 +79,7 @@ def train(trainer: Trainer) -> Seen:
             trainer.train_epoch(epoch, lambda *_: None)
         finally:
             hook.remove()
+        trainer.end_epoch()
         seen.moved[epoch] = {name for name, p in classifier.named_parameters() if not torch.equal(p, before[name])}
     trainer.check_frozen()
     return seen
