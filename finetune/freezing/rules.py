@@ -99,7 +99,7 @@ def bitfit(stack: LayerStack, moment: Moment) -> frozenset[str]:
 
 
 @strategy("norm_only", "norm_only", "only the normalisation layers (LayerNorm, RMSNorm) train",
-          "Qi et al. 2022, arXiv:2210.09262; Zhao et al. 2023, arXiv:2312.11420")
+          "Qi et al. 2022, arXiv:2211.08682; Zhao et al. 2023, arXiv:2312.11420")
 def norm_only(stack: LayerStack, moment: Moment) -> frozenset[str]:
     from finetune.models.kinds import norm_names
 
