@@ -154,8 +154,8 @@ def run_trial(config: TrialConfig, *, observer: Observer | None = None, output_d
               ) -> TrialOutcome:
     """Train, keep the best epoch on validation, test it once; goes on from a checkpoint where there is one.
 
-    Checkpoints lie in `output_dir`, by default config.output_dir; where neither is given none are written. They are
-    RecordStore.publish's to remove.
+    Checkpoints and what `save_model` keeps lie in `output_dir`, by default config.output_dir; where neither is given
+    none are written. Checkpoints are RecordStore.publish's to remove.
 
     A trial that ran and failed (non-finite, leak, out of memory) has a record with state "failed"; a wrong
     configuration, wrong data or a wrong environment raises.
@@ -166,8 +166,7 @@ def run_trial(config: TrialConfig, *, observer: Observer | None = None, output_d
     resolved = resolve_trial(config, accelerator.num_processes)
     observer = observer if observer is not None and accelerator.is_main_process else Observer()
     output_dir = output_dir or config.output_dir
-    checkpoints = Checkpoints(output_dir, resolved.trial_id) if output_dir else None
-    run = _Run(resolved, accelerator, observer, started, checkpoints)
+    run = _Run(resolved, accelerator, observer, started, output_dir)
     with own_randomness(config.seed):
         try:
             outcome = run.train_and_test()
@@ -220,9 +219,10 @@ class _Run:
     """The state of one trial while it trains."""
 
     def __init__(self, resolved: ResolvedTrial, accelerator: Accelerator, observer: Observer, started: float,
-                 checkpoints: Checkpoints | None):
+                 output_dir: Path | str | None):
         self.resolved, self.accelerator, self.observer, self.started = resolved, accelerator, observer, started
-        self.checkpoints = checkpoints
+        self.output_dir = output_dir
+        self.checkpoints = Checkpoints(output_dir, resolved.trial_id) if output_dir else None
         self.config, self.data = resolved.config, resolved.data
         self.history: list[dict[str, Any]] = []
         self.splits: dict[str, Collator] = {}
@@ -440,8 +440,8 @@ class _Run:
         record = self._record(state).model_copy(update={
             "metrics": metrics, "last_epoch_metrics": last, "best_epoch": best["epoch"],
             "details": class_details(self.data, predictions), "weights": digest_of_tensors(trainer.best)})
-        if state == "complete" and self.config.output_dir and self.accelerator.is_main_process:
-            target = RecordStore(self.config.output_dir).folder(record.trial_id) / MODEL_FOLDER
+        if state == "complete" and self.output_dir and self.accelerator.is_main_process:
+            target = RecordStore(self.output_dir).folder(record.trial_id) / MODEL_FOLDER
             record = record.model_copy(update={"model": keep_model(self.resolved, trainer.classifier, record, target)})
         return TrialOutcome(record, predictions)
 

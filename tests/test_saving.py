@@ -199,3 +199,13 @@ def test_save_model_does_not_make_another_trial(tiny_bert_dir, tmp_path):
     ids = {resolve_trial(TrialConfig.from_mapping({"model_name_or_path": str(tiny_bert_dir), "save_model": kept}))
            .trial_id for kept in (True, False, "delta", "True")}
     assert len(ids) == 1
+
+
+def test_finetune_train_keeps_the_model_beside_the_record(tiny_bert_dir, tmp_path, monkeypatch, capsys):
+    """Without output_dir: in the default directory."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", f"--model_name_or_path={tiny_bert_dir}", "--freeze_depth=4", "--train_size=16",
+                 "--evaluation_size=8", "--num_train_epochs=1"]) == 0
+    (folder,) = (tmp_path / "runs" / "single" / "trials").iterdir()
+    assert {path.name for path in folder.iterdir()} == {"record.json", "predictions.npz", "model"}
+    assert find_kept(folder)[1].trial_id == folder.name
