@@ -20,6 +20,7 @@ SUBCOMMANDS = {
     "layers": ("finetune.models.command", "show a model's parts and what a freeze depth or strategy trains"),
     "predict": ("finetune.saving.predict", "labels for new texts from a trained model"),
     "export": ("finetune.saving.export", "write a trial's whole model, as transformers loads it"),
+    "cache": ("finetune.prefix.command", "show or clear what is kept to be reused: activations of frozen layers"),
     "data": ("finetune.data.command", "list and inspect data sets"),
 }
 OPTIONAL = {

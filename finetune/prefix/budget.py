@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import psutil
 
@@ -40,12 +41,22 @@ def current_hint() -> PrefixHint:
     return _hint
 
 
+def hint_for(descriptions: Iterable[Mapping[str, Any]], budget: int | None) -> PrefixHint:
+    """What the trials of a sweep want, from what ResolvedTrial.describe() says of each."""
+    wanted: dict[str, dict[int, int]] = {}
+    for description in descriptions:
+        for boundary in description.get("prefix_boundaries", ()):
+            counts = wanted.setdefault(description["prefix_id"], {})
+            counts[boundary] = counts.get(boundary, 0) + 1
+    return PrefixHint(budget if budget is not None else sweep_budget(PrefixStore()), wanted)
+
+
 def parse_size(text: str, name: str = "--prefix_budget") -> int:
     """'20GB', '512 MiB' or bytes -> bytes. Raises ConfigError."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     unit = _UNITS.get(found.group(2).upper()) if found else None
     if found is None or unit is None:
-        raise ConfigError([Problem(name, text, "allowed: a size such as 20GB, 512MiB or 0 (keeps nothing)")])
+        raise ConfigError([Problem(name, text, "allowed: a size such as 20GB or 512MiB, or 0 (keeps nothing)")])
     return int(float(found.group(1)) * unit)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -266,13 +266,3 @@ def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-
-
-def hinted(descriptions: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[int, int]]:
-    """How many trials of a sweep want which boundary of which prefix; descriptions by trial_id."""
-    wanted: dict[str, dict[int, int]] = {}
-    for description in descriptions.values():
-        for boundary in description.get("prefix_boundaries", ()):
-            counts = wanted.setdefault(description["prefix_id"], {})
-            counts[boundary] = counts.get(boundary, 0) + 1
-    return wanted

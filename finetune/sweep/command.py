@@ -43,6 +43,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="end a trial that runs longer, with its children; default: never")
     parser.add_argument("--grace", type=float, default=60.0, metavar="SECONDS",
                         help="with --storage: after how long a silent machine's trials are taken over (default: 60)")
+    parser.add_argument("--prefix_budget", metavar="SIZE",
+                        help="disk and memory for the activations of frozen layers, e.g. 20GB; 0 keeps nothing; "
+                             "default: a quarter of the free disk, at most half of the free memory")
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
 
 
@@ -72,6 +75,7 @@ def main(args: argparse.Namespace) -> int:
 
 def options_from(args: argparse.Namespace, spec: SweepSpec) -> Any:
     """The command line as SweepOptions. Raises ConfigError with every violation."""
+    from finetune.prefix.budget import parse_size
     from finetune.sweep.plan import SweepOptions
     from finetune.sweep.storage import check_url
 
@@ -84,12 +88,19 @@ def options_from(args: argparse.Namespace, spec: SweepSpec) -> Any:
     workers = None if args.workers == "auto" else _count(args.workers)
     if workers == 0:
         problems.append(Problem("--workers", args.workers, "allowed: auto, or an integer >= 1"))
+    budget = None
+    if args.prefix_budget is not None:
+        try:
+            budget = parse_size(args.prefix_budget)
+        except ConfigError as error:
+            problems += error.problems
     if problems:
         raise ConfigError(problems)
     return SweepOptions(
         output_dir=args.output_dir or _default_output_dir(args.file, spec), workers=workers,
         storage=check_url(args.storage) if args.storage else None, search_seed=args.search_seed, retries=args.retries,
         trial_timeout=args.trial_timeout, confirm=args.confirm, grace=args.grace,
+        prefix_budget=budget,
     )
 
 

@@ -33,6 +33,7 @@ class SweepOptions:
     grace: float = 60.0  # seconds of silence until another machine's trials are taken over
     stop_grace: float = 30.0  # seconds that a trial has for its checkpoint after Ctrl-C
     task: str = "finetune.trial"
+    prefix_budget: int | None = None  # bytes of disk and memory for frozen-prefix activations; None: a share of both
 
 
 class Description:
@@ -129,8 +130,25 @@ def make_plan(spec: SweepSpec, options: SweepOptions, team: Team) -> Plan:
     identity = digest_of([spec.identity(options.search_seed), sorted(d.trial_id for d in resolved)])
     if spec.method == "grid" and spec.run_cap is not None:
         candidates = candidates[: spec.run_cap]
+    if spec.method == "grid":
+        candidates = near_each_other(candidates, descriptions)
     return Plan(spec, f"{spec.name}-{identity[:12]}", tuple(candidates), descriptions or {"": resolved[0]}, fixed,
                 len(points), tuple(sorted(merged_knobs)), open_ended, searched_names(spec))
+
+
+def near_each_other(candidates: Sequence[Candidate], descriptions: Mapping[str, Description]) -> list[Candidate]:
+    """Trials that share a frozen prefix one after the other, those with the most left to compute first.
+
+    The activations are read while they are fresh, and the short trials fill the gaps at the end.
+    """
+    groups: dict[str, int] = {}
+
+    def order(candidate: Candidate) -> tuple[int, int]:
+        content = descriptions[candidate.trial_id].content
+        group = groups.setdefault(content.get("prefix_id", ""), len(groups))
+        return group, max(content.get("prefix_boundaries", ()), default=0)
+
+    return sorted(candidates, key=order)
 
 
 def plan_confirmation(plan: Plan, values: Sequence[dict[str, Any]], team: Team) -> Plan:

@@ -17,6 +17,7 @@ from typing import Any
 from finetune.config import TrialConfig
 from finetune.errors import EnvironmentProblem, Interrupted
 from finetune.files import FileLock, atomic_write
+from finetune.prefix.budget import hint_for
 from finetune.results import RecordStore, TrialRecord
 from finetune.sweep.board import Board, label_of
 from finetune.sweep.confirm import Choice, Tuned, choose, confirmation_values, fresh_seeds
@@ -89,6 +90,8 @@ class Sweep:
 
     def _phase(self, plan: Plan, protocol: dict[str, Any]) -> Board:
         search = self._search(plan, protocol["phase"])
+        contents = [description.content for description in plan.descriptions.values()]
+        self.team.tell("prefix", hint_for(contents, self.options.prefix_budget))
         finished = records_on_disk(self.store, plan)
         board = _board(plan, search, finished, self.team.count, protocol["phase"])
         view = StatusFile(self.view, self.options.output_dir / STATUS_FILE)

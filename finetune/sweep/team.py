@@ -35,6 +35,7 @@ class Team:
         self._task, self._logs, self._ask_verdicts = task, logs, ask_verdicts
         self.workers: list[Worker] = []
         self._killed_early = 0
+        self._told: dict[str, Any] = {}
         self._signals = Signals()
 
     def grow(self, wanted: int) -> None:
@@ -46,6 +47,14 @@ class Team:
     def _start(self, index: int) -> None:
         self.workers.append(Worker(index, self.count, self.machine, task=self._task, ask_verdicts=self._ask_verdicts,
                                    log=self._logs / f"worker-{index}.log"))
+        for kind, content in self._told.items():
+            self.workers[-1].send(kind, content)
+
+    def tell(self, kind: str, content: Any) -> None:
+        """A message for every worker, also for those that start later; a later one of its kind replaces it."""
+        self._told[kind] = content
+        for worker in self.workers:
+            worker.send(kind, content)
 
     def events(self, timeout: float) -> list[Event]:
         """What happened, waiting at most `timeout` seconds. Raises Interrupted after a SIGINT or SIGTERM."""

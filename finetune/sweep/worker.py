@@ -28,6 +28,7 @@ from finetune import interrupt
 from finetune.config import TrialConfig
 from finetune.errors import ConfigError, FinetuneError, Interrupted
 from finetune.observer import Observer, Observers, Verdict
+from finetune.prefix.budget import configure
 from finetune.results import TrialRecord
 
 _PR_SET_PDEATHSIG = 1
@@ -70,6 +71,8 @@ def _serve(connection: Connection, task: Any, options: WorkerOptions) -> None:
             for key, knobs in content:
                 connection.send(_resolve(task, key, knobs))
             connection.send(("resolving_done", None))
+        elif kind == "prefix":
+            configure(content)
         elif kind == "run":
             connection.send(_run(connection, task, *content, options))
 
