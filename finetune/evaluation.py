@@ -55,14 +55,17 @@ def compute_metrics(
 
 
 def _classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    from sklearn.metrics import f1_score, matthews_corrcoef
+    from sklearn.metrics import matthews_corrcoef, precision_recall_fscore_support
 
     predicted = logits.argmax(axis=1)
     metrics = {"accuracy": np.mean(predicted == labels)}
+    present = np.union1d(labels, predicted)
+    # One call for what f1_score computes three times: per class, then averaged.
+    _, _, f1, rows = precision_recall_fscore_support(labels, predicted, labels=present, zero_division=0)
     if logits.shape[1] == 2:
-        metrics["f1"] = f1_score(labels, predicted, pos_label=1, zero_division=0)
-    metrics["f1_macro"] = f1_score(labels, predicted, average="macro", zero_division=0)
-    metrics["f1_weighted"] = f1_score(labels, predicted, average="weighted", zero_division=0)
+        metrics["f1"] = f1[present == 1].sum()
+    metrics["f1_macro"] = f1.mean()
+    metrics["f1_weighted"] = np.average(f1, weights=rows)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is one class only, where the coefficient is 0 by convention
         metrics["matthews"] = matthews_corrcoef(labels, predicted)

@@ -94,17 +94,21 @@ class Trainer:
     def windows_per_epoch(self) -> int:
         return math.ceil(len(self.train.encoded) / self.rows_per_step)
 
-    def enter(self, epoch: int) -> None:
-        """Before every step: where the strategy's phase has changed, plan, wrap and build the optimizer anew."""
+    def enter(self, epoch: int) -> bool:
+        """Before every step: where the strategy's phase has changed, plan, wrap and build the optimizer anew.
+
+        Returns whether it has changed.
+        """
         moment = self.moment(epoch, self.step)
         if self.plan is not None and self.strategy.phase(moment) == self._phase:
-            return
+            return False
         self.check_frozen()
         self.plan_at(moment)
         self.born = {name: self.born.get(name, self.step) for name in self.plan.trainable}
         if self.best:
             self.best = self.weights() | self.best
         self.put_into_effect()
+        return True
 
     def moment(self, epoch: int, step: int) -> Moment:
         """Where training stood at `step` of `epoch`; the norms are those of the epochs before it."""
@@ -164,10 +168,12 @@ class Trainer:
         lengths = self.train.encoded.lengths
         batches = training_batches(lengths, self._global_batch, self.config.seed, epoch)
         windows = list(_windows(batches, self.config.gradient_accumulation_steps))
+        modes_set = False
         for window in windows[self.windows_done:]:
-            self.enter(epoch)
-            self.classifier.train()
-            self.plan.apply(self.classifier)
+            if self.enter(epoch) or not modes_set:
+                self.classifier.train()
+                self.plan.apply(self.classifier)
+                modes_set = True
             self.loss_sum = self.loss_sum + self._step(window)  # stays on the device: no wait for it at each step
             self.windows_done += 1
             stepped()

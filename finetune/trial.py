@@ -20,7 +20,16 @@ from accelerate import Accelerator
 from finetune import __version__, interrupt
 from finetune.checkpoint import Checkpoint, Checkpoints, DamagedCheckpoint
 from finetune.config import KNOBS, RESULT, TrialConfig
-from finetune.data import TaskData, encode_split, limit_evaluation, load_task_data, padding_id, subset_train
+from finetune.data import (
+    EncodedSplit,
+    Split,
+    TaskData,
+    encode_split,
+    limit_evaluation,
+    load_task_data,
+    padding_id,
+    subset_train,
+)
 from finetune.data.batches import Collator, to_device
 from finetune.data.recorded import recorded
 from finetune.data.targets import balanced_weights, target_units
@@ -28,10 +37,19 @@ from finetune.errors import ConfigError, Interrupted, Problem, TrialFailed, did_
 from finetune.evaluation import baseline, class_details, compute_metrics, default_metric, higher_is_better, metric_names
 from finetune.files import digest_of
 from finetune.freezing import AuditReport, FreezePlan, audit_loss, resolve_strategy
+from finetune.kept import Kept
 from finetune.launch import meet_others
 from finetune.loop import Trainer, per_example_loss
 from finetune.memory import peak_memory_bytes, reset_peak_memory
-from finetune.models import Backbone, LayerStack, check_pooling, chosen_pooling, load_backbone, prepare_backbone
+from finetune.models import (
+    Backbone,
+    LayerStack,
+    check_pooling,
+    chosen_pooling,
+    forget_backbones,
+    load_backbone,
+    prepare_backbone,
+)
 from finetune.models.head import Classifier, Head
 from finetune.observer import Observer
 from finetune.prefix.reuse import PrefixReuse, PrefixSource
@@ -46,6 +64,8 @@ REPORT_EVERY_SECONDS = 0.5
 REPEATS_ITSELF = ("non-finite", "leak")  # failures that a checkpoint would only lead to again
 
 AUDIT_ROWS = 4
+# Trials of one sweep, in one worker, see the same rows again and again.
+_kept_rows, _kept_encodings, _kept_baselines = Kept(4), Kept(12), Kept(4)
 
 
 @dataclass(frozen=True)
@@ -105,9 +125,13 @@ class ResolvedTrial:
     def prefix(self) -> PrefixSource:
         """What decides the activations of a frozen prefix, besides the texts."""
         config, layers = self.config, self.backbone.num_layers
-        deciding = [self.backbone.digest, config.attn_implementation, config.mixed_precision, config.pooling]
+        deciding = [self.backbone.digest, config.attn_implementation, config.mixed_precision,
+                    chosen_pooling(config.pooling, self.backbone.stack)]
+        rows = [self.effective[name] for name in ("data", "train_size", "subset_seed", "evaluation_size")]
+        if config.train_size is not None and config.subset_seed is None:
+            rows.append(config.seed)
         return PrefixSource(*deciding, pristine_layers=layers - config.reinit_layers,
-                            prefix_id=digest_of([*deciding, self.data.fingerprint, self.max_length]))
+                            prefix_id=digest_of([*deciding, *rows, self.max_length]))
 
     @property
     def prefix_boundaries(self) -> list[int]:
@@ -171,6 +195,8 @@ def run_trial(config: TrialConfig, *, observer: Observer | None = None, output_d
         try:
             outcome = run.train_and_test()
         except TrialFailed as failure:
+            if failure.kind == "leak":
+                forget_backbones()
             outcome = run.failed(failure.kind, str(failure))
         except torch.OutOfMemoryError as error:
             outcome = run.failed("out-of-memory", f"{str(error).splitlines()[0]} Use a smaller "
@@ -195,11 +221,13 @@ def build_classifier(resolved: ResolvedTrial) -> tuple[Classifier, LayerStack]:
 
 def encode_splits(resolved: ResolvedTrial) -> dict[str, Collator]:
     tokenizer = resolved.backbone.tokenizer
-    return {
-        name: Collator(encode_split(split, tokenizer, resolved.max_length), padding_id(tokenizer),
-                       tokenizer.padding_side)
-        for name, split in resolved.data.splits.items()
-    }
+
+    def encoded(split: Split) -> EncodedSplit:
+        return _kept_encodings.get((split, tokenizer), resolved.max_length,
+                                   lambda: encode_split(split, tokenizer, resolved.max_length))
+
+    return {name: Collator(encoded(split), padding_id(tokenizer), tokenizer.padding_side)
+            for name, split in resolved.data.splits.items()}
 
 
 def audit(classifier: Classifier, plan: FreezePlan, stack: LayerStack, train: Collator, task: str) -> AuditReport:
@@ -430,11 +458,12 @@ class _Run:
             self.prefix.fill(splits["test"])
             watch = Stopwatch()
             with watch:
-                last_logits = logits = trainer.logits(splits["test"])
+                logits = trainer.logits(splits["test"])
+                metrics["test"] = last["test"] = self._metrics(logits, "test")
                 if best["epoch"] != last_entry["epoch"]:
                     trainer.classifier.load_state_dict(trainer.best, strict=False)
                     logits = trainer.logits(splits["test"])
-                metrics["test"], last["test"] = self._metrics(logits, "test"), self._metrics(last_logits, "test")
+                    metrics["test"] = self._metrics(logits, "test")
             predictions |= {"test_logits": logits} | self._truth("test")
             self.cost["evaluation_seconds"] += watch.seconds
         record = self._record(state).model_copy(update={
@@ -471,7 +500,7 @@ class _Run:
             effective=resolved.effective, task=data.task, metric=resolved.metric,
             num_layers=resolved.backbone.num_layers, **self._frozen_and_trained(),
             prefix=self.prefix.describe() if self.prefix else {"used": False, "saved_seconds": 0.0},
-            baseline=baseline(data), history=self.history, cost=self.cost,
+            baseline=_kept_baselines.get((data,), None, lambda: baseline(data)), history=self.history, cost=self.cost,
             data=recorded(data, {name: split.encoded for name, split in self.splits.items()}, resolved.max_length),
             environment=environment(self.accelerator), resumes=self.resumes,
         )
@@ -483,10 +512,13 @@ def _recorded_config(resolved: ResolvedTrial) -> dict[str, Any]:
 
 def _rows(config: TrialConfig) -> TaskData:
     subset_seed = config.seed if config.subset_seed is None else config.subset_seed
-    data = load_task_data(config)
-    if config.train_size is not None:
-        data = subset_train(data, config.train_size, subset_seed)
-    return limit_evaluation(data, config.evaluation_size)
+    whole = load_task_data(config)
+
+    def chosen() -> TaskData:
+        data = whole if config.train_size is None else subset_train(whole, config.train_size, subset_seed)
+        return limit_evaluation(data, config.evaluation_size)
+
+    return _kept_rows.get((whole,), (config.train_size, subset_seed, config.evaluation_size), chosen)
 
 
 def _accelerator(config: TrialConfig) -> Accelerator:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import xxhash
 from torch import Tensor, nn
 
 from finetune.errors import TrialFailed
@@ -62,8 +62,8 @@ def audit_loss(loss: Tensor, classifier: nn.Module, plan: FreezePlan, stack: Lay
 
 
 def frozen_digests(classifier: nn.Module, plan: FreezePlan) -> dict[str, str]:
-    """sha256 of the bytes of every frozen parameter."""
-    return {name: hashlib.sha256(_bytes(parameter)).hexdigest()
+    """xxh3 of the bytes of every frozen parameter: twice per trial, and ten times as fast as sha256."""
+    return {name: xxhash.xxh3_128_hexdigest(_bytes(parameter))
             for name, parameter in classifier.named_parameters() if name in plan.frozen}
 
 

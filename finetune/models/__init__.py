@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "Backbone": "backbone", "load_backbone": "backbone",
+    "Backbone": "backbone", "forget_backbones": "backbone", "load_backbone": "backbone",
     "LayerStack": "layers", "UnsupportedBackbone": "layers",
     "check_pooling": "poolers", "chosen_pooling": "poolers", "strip_unused_pooler": "poolers",
     "prepare_backbone": "prepare", "reinit_layers": "prepare",

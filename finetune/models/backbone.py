@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -45,9 +45,14 @@ class Backbone:
     def width(self) -> int:
         return self.stack.width
 
-    def fresh_model(self) -> nn.Module:
-        """An independent copy with the pretrained weights, float32."""
-        return copy.deepcopy(self.pristine)
+    def fresh_model(self, shared: Iterable[str] = ()) -> nn.Module:
+        """A copy with the pretrained weights, float32; independent but for the bytes of the parameters `shared`.
+
+        Share what no optimizer will ever see: it is neither copied nor held twice.
+        """
+        own = dict(self.pristine.named_parameters())
+        memo = {id(own[name]): nn.Parameter(own[name].data, requires_grad=False) for name in shared}
+        return copy.deepcopy(self.pristine, memo)
 
 
 def load_backbone(config: TrialConfig) -> Backbone:
@@ -57,6 +62,11 @@ def load_backbone(config: TrialConfig) -> Backbone:
     """
     return _load(config.model_name_or_path, config.model_revision, config.attn_implementation,
                  config.trust_remote_code)
+
+
+def forget_backbones() -> None:
+    """Read the files again the next time: somebody has written into a frozen parameter, which trials share."""
+    _load.cache_clear()
 
 
 @lru_cache(maxsize=2)

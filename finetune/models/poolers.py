@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from finetune.models.layers import LayerStack
 
 
+_calls_absent_pooler: dict[type, bool] = {}  # a few models call their pooler without asking whether there is one
+
+
 def chosen_pooling(pooling: str | None, stack: LayerStack) -> str:
     """What is asked for; by default the last real token of a decoder (no other has seen the text) and an encoder's
     mean."""
@@ -25,9 +28,13 @@ def strip_unused_pooler(model: nn.Module, pooling: str) -> None:
     if pooling == "pooler" or getattr(model, "pooler", None) is None:
         return
     model.pooler = None
-    try:
-        watch_calls(model, {}, probe_inputs(model))
-    except TypeError:  # a few models call their pooler without asking whether there is one
+    if type(model) not in _calls_absent_pooler:
+        try:
+            watch_calls(model, {}, probe_inputs(model))
+            _calls_absent_pooler[type(model)] = False
+        except TypeError:
+            _calls_absent_pooler[type(model)] = True
+    if _calls_absent_pooler[type(model)]:
         model.pooler = nn.Identity()
 
 

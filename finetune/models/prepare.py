@@ -25,12 +25,21 @@ def prepare_backbone(backbone: Backbone, config: TrialConfig, strategy: Strategy
     for a pooling that the backbone cannot give and for more layers than it has.
     """
     require_pooling(config.pooling, backbone)
-    model = backbone.fresh_model()
+    model = backbone.fresh_model(_never_trained(backbone, config, strategy))
     strip_unused_pooler(model, chosen_pooling(config.pooling, backbone.stack))
     stack = backbone.stack.rebind(model)
     if config.reinit_layers:
         reinit_layers(stack, config.reinit_layers, config.seed)
     return strategy.adapt(stack, config.seed)
+
+
+def _never_trained(backbone: Backbone, config: TrialConfig, strategy: Strategy) -> frozenset[str]:
+    """What stays as pretrained from the first step to the last: known for plain freeze depths."""
+    from finetune.freezing.rules import above_depth
+
+    if strategy.freeze_depth is None or config.reinit_layers:
+        return frozenset()
+    return frozenset(backbone.stack.part_of) - above_depth(backbone.stack, strategy.freeze_depth)
 
 
 def reinit_layers(stack: LayerStack, count: int, seed: int) -> None:
