@@ -189,6 +189,8 @@ def resolve_points(points: Sequence[Point], team: Team) -> list[Description]:
     """Every point's ids and facts, in order. Raises ConfigError, DataError or EnvironmentProblem for the bad ones."""
     team.grow(1)
     worker = team.workers[0]
+    for other in team.workers[1:]:
+        other.send("warm", points[0].config.model_dump())
     worker.send("resolve", [(index, point.config.model_dump()) for index, point in enumerate(points)])
     descriptions: dict[int, Description] = {}
     refused: list[Mapping[str, Any]] = []

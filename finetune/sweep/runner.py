@@ -57,6 +57,7 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, view: View) -> Ending:
     Raises ConfigError for a bad point, DataError, EnvironmentProblem (also: somebody holds the directory), Interrupted.
     """
     with output_lock(options.output_dir), team_for(spec, options, view, options.output_dir / LOGS) as team:
+        team.grow(team.count)  # all import torch while the first one resolves the points
         plan = make_plan(spec, options, team)
         for note in plan.notes():
             view.say(note)

@@ -71,6 +71,8 @@ def _serve(connection: Connection, task: Any, options: WorkerOptions) -> None:
             for key, knobs in content:
                 connection.send(_resolve(task, key, knobs))
             connection.send(("resolving_done", None))
+        elif kind == "warm":
+            _resolve(task, None, content)  # loads data and backbone; what is wrong with them, the first worker says
         elif kind == "prefix":
             configure(content)
         elif kind == "run":
