@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from finetune.freezing import FreezePlan
 from finetune.freezing.rules import above_depth
 from finetune.models import LayerStack
 from finetune.models.head import Classifier, Head
+from finetune.prefix.budget import PrefixHint, configure
 from finetune.prefix.fill import fill_batches
 from finetune.prefix.reuse import PrefixReuse, PrefixSource
 
@@ -108,3 +110,54 @@ def test_layers_that_hand_on_more_than_their_hidden_state_are_computed_unless_al
     torch.testing.assert_close(logits, classifier(**split(ROWS)), atol=1e-5, rtol=1e-5)
     assert reuse.describe()["used"] == (depth == LAYERS)
     assert depth == LAYERS or "hidden state" in reuse.describe()["reason"]
+
+
+@pytest.mark.parametrize("family", ["BERT", "RoBERTa", "DeBERTa-v2 with convolution", "XLNet", "Qwen3", "Llama"])
+def test_padding_on_the_left(family):
+    classifier, stack = classifier_of(family, "last" if family in ("Qwen3", "Llama", "XLNet") else "mean")
+    split = random_split(side="left")
+    reuse = reuse_of(classifier, stack, split, depth=2)
+    torch.manual_seed(0)
+    logits = reuse.logits(classifier, split, ROWS)
+    torch.manual_seed(0)
+    torch.testing.assert_close(logits, classifier(**split(ROWS)), atol=1e-5, rtol=1e-5)
+
+
+def test_where_padding_shifts_positions_nothing_is_replayed():
+    classifier, stack = classifier_of("GPT-2", "last")
+    split = random_split(side="left")
+    reuse = reuse_of(classifier, stack, split, depth=2)
+    torch.manual_seed(0)
+    logits = reuse.logits(classifier, split, ROWS)
+    torch.manual_seed(0)
+    assert torch.equal(logits, classifier(**split(ROWS)))
+    assert not reuse.describe()["used"] and "padding" in reuse.describe()["reason"]
+
+
+def test_what_is_filled_depends_on_the_texts_alone():
+    """Not on how many depths are filled in the same pass, nor on what was filled before."""
+    arrays = []
+    for wanted in ({2: 1}, {1: 1, 2: 1, 3: 1}):
+        classifier, stack = classifier_of("BERT")
+        split = random_split(rows=80)
+        reuse = reuse_of(classifier, stack, split, depth=2, model=f"model {len(arrays)}")
+        configure(PrefixHint(None, {"p": wanted}))
+        reuse.fill(split)
+        arrays.append(reuse.store.read(reuse.key(split, 2)).array)
+    configure(PrefixHint())
+    np.testing.assert_array_equal(*arrays)
+
+
+def test_the_key_names_everything_that_decides_the_bytes():
+    classifier, stack = classifier_of("BERT")
+    split = random_split()
+    reuse = reuse_of(classifier, stack, split, depth=2)
+    key = reuse.key(split, 2)
+    others = [reuse.key(split, 1), reuse.key(random_split(seed=1), 2), reuse.key(random_split(side="left"), 2)]
+    for change in ({"model": "other"}, {"attention": "eager"}, {"mixed_precision": "bf16"}):
+        reuse.source = dataclasses.replace(reuse.source, **change)
+        others.append(reuse.key(split, 2))
+    assert len({key, *others}) == 1 + len(others)
+    pooled = reuse.key(split, LAYERS)
+    reuse.source = dataclasses.replace(reuse.source, pooling="cls")
+    assert reuse.key(split, LAYERS) != pooled and reuse.key(split, 2) == others[-1]
