@@ -407,16 +407,19 @@ def test_mnlis_second_validation_split_is_not_the_validation_split(tmp_path):
     assert "dev_mismatched.jsonl is not used" in data.notes
 
 
-def test_a_test_split_of_other_columns_without_labels_is_unlabelled(tmp_path):
-    """GLUE's CoLA: train has no header, test has one, and no labels."""
+def test_glues_cola_as_it_is_downloaded(tmp_path):
+    """Train has no header, test has one, other columns and no labels; GLUE counts Matthews."""
+    folder = tmp_path / "glue_data" / "CoLA"
+    folder.mkdir(parents=True)
     lines = "".join(f"gj04\t{row % 2}\t\tthe sentence number {row}\n" for row in range(60))
-    (tmp_path / "train.tsv").write_text(lines)
-    (tmp_path / "dev.tsv").write_text(lines.replace("number", "no."))
-    (tmp_path / "test.tsv").write_text("index\tsentence\n" + "".join(f"{row}\tunknown {row}\n" for row in range(9)))
-    data = load(tmp_path)
+    (folder / "train.tsv").write_text(lines)
+    (folder / "dev.tsv").write_text(lines.replace("number", "no."))
+    (folder / "test.tsv").write_text("index\tsentence\n" + "".join(f"{row}\tunknown {row}\n" for row in range(9)))
+    data = load(folder)
     assert all(text.startswith("the sentence number") for (text,) in data.splits["train"].texts)
-    assert (sizes(data)["validation"], data.label_column) == (60, "column_2")
+    assert (sizes(data)["validation"], data.label_column, data.glue_metric) == (60, "column_2", "matthews")
     assert any("test split has no labels (9 rows)" in note for note in data.notes)
+    assert load(write(tmp_path / "cola", train=rows(60))).glue_metric is None
 
 
 def test_rows_on_which_annotators_did_not_agree_are_rejected(tmp_path):

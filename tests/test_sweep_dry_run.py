@@ -34,6 +34,7 @@ def test_it_counts_prices_and_keeps_nothing(tiny_bert_dir, tmp_path, capfd):
     assert len(forecast.labels) == 3 and all(label.endswith("seeds 1, 2, 3") for label in forecast.labels)
     assert forecast.seconds > 0 and forecast.disk_bytes > 9 * 16 * 8
     assert any("act on nothing" in note for note in forecast.notes)
+    assert "validation: 16 of its 1000 rows are used (evaluation_size)" in forecast.notes  # said of the data, once
     assert "3 seeds and 16 test rows" in forecast.detectable
     assert not (tmp_path / "runs").exists() and dict(os.environ) == environment
     assert json.loads(forecast.text(as_json=True))["trials"] == 9

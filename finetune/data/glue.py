@@ -5,7 +5,9 @@ Where GLUE reports two metrics, the first one picks the epoch and both are in th
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 NAMES = ("glue", "nyu-mll/glue")
 
@@ -28,3 +30,10 @@ TASKS = {
     "rte": GlueTask(("sentence1", "sentence2")),
     "wnli": GlueTask(("sentence1", "sentence2")),
 }
+
+
+def metric_of(folder: Path) -> str | None:
+    """The metric of a downloaded GLUE task, by its place: …/glue_data/CoLA, …/glue/STS-B."""
+    folder = folder.resolve()
+    task = TASKS.get(re.sub(r"[^a-z0-9]", "", folder.name.lower()))
+    return task.metric if task and folder.parent.name.lower().startswith("glue") else None

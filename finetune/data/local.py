@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.data import glue
 from finetune.data.display import plain
 from finetune.data.jsonfile import WHOLE
 from finetune.data.readers import SUFFIXES, is_data_file, read_file
@@ -72,6 +73,7 @@ def _open_folder(folder: Path, name: str, config_name: str | None) -> Source:
         return open_saved(folder, name)
     source = Source(name, {}, config_name)
     source.tables = _read_splits(folder, source.notes)
+    source.glue_metric = glue.metric_of(folder)
     _apply_info(source, folder / "info.json")
     return source
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config import TrialConfig
+from finetune.data.display import plain
 from finetune.errors import ConfigError, DataError, EnvironmentProblem, Problem, did_you_mean
 from finetune.files import digest_of
 from finetune.results import TrialRecord
@@ -101,7 +102,16 @@ class Plan:
                          f"only in knobs that act on nothing there ({names})")
         if self.open_ended and self.spec.run_cap is None:
             lines.append("no run_cap: the search goes on until it is stopped (Ctrl-C)")
-        return lines
+        return lines + self._data_notes()
+
+    def _data_notes(self) -> list[str]:
+        """What was noticed in the data, once for all trials."""
+        contents = [description.content for description in self.descriptions.values()]
+        notes = dict.fromkeys(plain(note) for content in contents for note in content.get("notes") or [])
+        rejected = max((content.get("rejected") or 0 for content in contents), default=0)
+        if rejected:
+            notes[f"{rejected} rows of the data cannot be used; `finetune data` lists them with their lines"] = None
+        return list(notes)
 
 
 def searched_names(spec: SweepSpec) -> list[str]:
