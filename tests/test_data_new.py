@@ -60,6 +60,13 @@ def test_flags_alone_write_a_sweep_that_can_run(pairs, model, tmp_path, capsys):
     assert "6 trials" in path.read_text().splitlines()[1]
 
 
+def test_what_was_guessed_is_said(tmp_path, model, capsys):
+    lines = "".join(f"{['x', 'y'][row % 2]};das Paket {row} ist da;{'ABC'[row % 3]}\n" for row in range(40))
+    (tmp_path / "a.csv").write_text("Art;Inhalt;Stufe\n" + lines)
+    assert new("--dataset_name", "a.csv", "--model_name_or_path", model) == 0
+    assert "note: the label column is guessed to be 'Art'; it could be 'Stufe'" in capsys.readouterr().err
+
+
 def test_small_numbers_are_numbers_to_yaml(pairs, model, tmp_path):
     new("--dataset_name", pairs, "--model_name_or_path", model, "--learning_rate=1e-5", "--name", "x")
     assert "learning_rate: {value: 1.0e-05}" in (tmp_path / "sweeps" / "x.yaml").read_text()

@@ -313,6 +313,16 @@ def test_columns_are_found_by_their_content(tmp_path):
     assert "words" in columns.reasons["column_4"]
 
 
+def test_a_guess_that_could_be_another_column_is_noted(tmp_path):
+    lines = "".join(f"{row};{['Hilfe', 'Frage'][row % 2]};das Paket {row} ist da;{'ABC'[row % 3]};zwei Worte hier\n"
+                    for row in range(40))
+    table = read(write(tmp_path, "Nr;Betreff;Inhalt;Art;Mehr\n" + lines))
+    found = find_columns(table)
+    assert (found.text, found.label) == (("Inhalt",), ("Betreff",))
+    assert found.notes == ["the label column is guessed to be 'Betreff'; it could be 'Art': decide with label_column"]
+    assert not find_columns(table, label_column="Art").notes
+
+
 @pytest.mark.parametrize(("given", "message"), [
     ({"text_column": "txt"}, "no column 'txt'.*did you mean text"),
     ({"label_column": "lable"}, "no column 'lable'.*did you mean label"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from finetune.data.table import Table
@@ -23,7 +23,8 @@ TEXTS = (
 LABELS = (
     "label", "labels", "gold_label", "target", "targets", "class", "category", "categories", "sentiment", "intent",
     "intents", "topic", "topics", "emotion", "emotions", "is_duplicate", "quality", "score", "similarity", "rating",
-    "stars", "polarity", "tag", "tags", "y",
+    "stars", "polarity", "tag", "tags", "y", "kategorie", "klasse", "categorie", "classe", "categoria", "clase",
+    "etiqueta",
 )
 _USUAL_NAMES = {*TEXTS, *LABELS, *(name for pair in PAIRS for name in pair), "id", "idx", "index", "label_text"}
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
@@ -35,11 +36,15 @@ MOST_CLASSES = 1000
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the text columns (one, or two for a pair), of the label columns, and why each was chosen."""
+    """Names of the text columns (one, or two for a pair), of the label columns, and why each was chosen.
+
+    `notes` name a choice that could have fallen otherwise.
+    """
 
     text: tuple[str, ...]
     label: tuple[str, ...]
     reasons: dict[str, str]
+    notes: list[str] = field(default_factory=list)
 
 
 def find_columns(
@@ -59,11 +64,12 @@ def find_columns(
     text = _given(table, text_column, "text_column", reasons)
     text = text or _known(table, known.get("text"), known, reasons) or _text_by_name(table, label, reasons)
     label = label or _known(table, known.get("label"), known, reasons) or _label_by_name(table, text, reasons)
-    text = text or _text_by_content(table, label, reasons)
-    label = label or _label_by_content(table, text, reasons)
+    notes: list[str] = []
+    text = text or _text_by_content(table, label, reasons, notes)
+    label = label or _label_by_content(table, text, reasons, notes)
     if set(text) & set(label):
         raise DataError(f"{table.source}: {shown(text[0])} cannot be both text and label")
-    return Columns(text, label, reasons)
+    return Columns(text, label, reasons, notes)
 
 
 def word_count(text: str) -> int:
@@ -126,13 +132,24 @@ def _text_by_name(table: Table, label: Sequence[str], reasons: dict[str, str]) -
     return ()
 
 
-def _text_by_content(table: Table, label: Sequence[str], reasons: dict[str, str]) -> tuple[str, ...]:
+def _doubt(what: str, best: str, others: Sequence[str]) -> list[str]:
+    """A note that a column was guessed although others would do."""
+    if not others:
+        return []
+    return [f"the {what} column is guessed to be {shown(best)}; it could be {' or '.join(map(shown, others[:5]))}: "
+            f"decide with {what}_column"]
+
+
+def _text_by_content(
+    table: Table, label: Sequence[str], reasons: dict[str, str], notes: list[str]
+) -> tuple[str, ...]:
     words = {name: _mean_words(table, name) for name in table.columns if name not in label}
     best = max(words, key=words.__getitem__, default=None)
     if best is None or words[best] < MIN_WORDS:
         raise DataError(f"{table.source}: no column looks like text; name it with text_column "
                         f"(the columns are {_there(table)})")
     reasons[best] = f"the longest texts ({words[best]:.0f} words on average)"
+    notes += _doubt("text", best, [name for name in words if name != best and words[name] >= max(4, words[best] / 4)])
     return (best,)
 
 
@@ -145,7 +162,9 @@ def _label_by_name(table: Table, text: Sequence[str], reasons: dict[str, str]) -
     return ()
 
 
-def _label_by_content(table: Table, text: Sequence[str], reasons: dict[str, str]) -> tuple[str, ...]:
+def _label_by_content(
+    table: Table, text: Sequence[str], reasons: dict[str, str], notes: list[str]
+) -> tuple[str, ...]:
     rest = [name for name in table.columns if name not in text and not _is_empty(table, name)]
     flags = [name for name in rest if {str(value).strip() for value in _sample(table, name)} <= {"0", "1"}]
     if len(flags) > 1:
@@ -160,6 +179,7 @@ def _label_by_content(table: Table, text: Sequence[str], reasons: dict[str, str]
                         f"(the columns are {_there(table)}{'; empty: ' + ', '.join(empty[:10]) if empty else ''})")
     best = min(few, key=few.__getitem__)
     reasons[best] = f"the fewest different values ({few[best]})"
+    notes += _doubt("label", best, [name for name in few if name != best and few[name] <= max(20, 2 * few[best])])
     return (best,)
 
 

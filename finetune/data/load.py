@@ -90,7 +90,7 @@ def assemble(source: Source, config: TrialConfig) -> TaskData:
     splits = {name: read.split(space) for name, read in labelled.items()}
     check_row_count(splits)
     notes = [*source.notes, *(note for table in source.tables.values() for note in table.notes)]
-    notes += [space.note] if space.note else []
+    notes += [*columns.notes, *([space.note] if space.note else [])]
     notes += [note for read in labelled.values() for note in read.notes]
     notes += _make_missing(splits, space, config, unlabelled)
     notes += check_labels(splits, space)

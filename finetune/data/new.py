@@ -51,8 +51,20 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError(f"{path} is there already; give another --name or --output, or --force to replace it")
     atomic_write(path, render(sweep, path), "the sweep")
     print(path)
+    for note in _data_notes(sweep):
+        print(f"note: {note}", file=sys.stderr)
     print(f"next: finetune sweep {path} --dry_run", file=sys.stderr)
     return 0
+
+
+def _data_notes(sweep: Mapping[str, Any]) -> list[str]:
+    """What was noticed in the data, guesses among it."""
+    from finetune.config import TrialConfig
+    from finetune.data.display import plain
+    from finetune.data.load import DATA_KNOBS, load_task_data
+
+    knobs = {name: body["value"] for name, body in sweep["parameters"].items() if name in DATA_KNOBS}
+    return [plain(note) for note in load_task_data(TrialConfig.from_mapping(knobs)).notes]
 
 
 def build(answers: Mapping[str, Any]) -> dict[str, Any]:
