@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -109,7 +110,13 @@ def _measured(name: str, path: Path, knobs: dict[str, Any]) -> list[str]:
     figures = [f"{values['test'][metric]:.3f}" for values in (record.baseline, record.metrics)]
     outputs = f", {data.num_outputs}" if data.label_names else ""
     return [name, f"{data.task}{outputs}", " / ".join(rows), str(len(data.rejected)), metric, *figures,
-            "; ".join(data.notes)]
+            "; ".join(map(_short, data.notes))]
+
+
+def _short(note: str) -> str:
+    """A note without what is the same in all of them."""
+    carved = re.match(r"(test|validation) split carved from train, since (the source's .* rows\)|)", note)
+    return f"{carved[1]} made{', ' + carved[2] if carved[2] else ''}" if carved else note.split(", which its bytes")[0]
 
 
 def _row(cells: Any) -> None:
