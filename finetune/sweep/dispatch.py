@@ -53,6 +53,7 @@ class Dispatcher:
         self.failures: list[tuple[str, str]] = []  # label, reason
         self._busy: dict[Worker, Assignment] = {}
         self._again: deque[Assignment] = deque()
+        self._noted: set[str] = set()
         self._target_reached = False
         self._repeats = 0
         self._next_heartbeat = 0.0
@@ -196,6 +197,11 @@ class Dispatcher:
     # -- listening -------------------------------------------------------------------------------------------------
 
     def _handle(self, event: Event) -> None:
+        if event.kind == "noted":  # every worker notices that W&B is off, say: the user needs to know it once
+            if event.content not in self._noted:
+                self._noted.add(event.content)
+                self.view.say(event.content)
+            return
         assignment = self._busy.get(event.worker)
         if assignment is None:
             return

@@ -4,8 +4,8 @@ coordinator -> worker    ("resolve", [(key, knobs), …])    ("run", (knobs, {"s
                          ("verdict", verdict)    ("quit", None)
 worker -> coordinator    ("ready", None)    ("resolved", (key, description))    ("refused", (key, error))
                          ("resolving_done", None)    ("started", description)    ("stepped", (step, total, loss))
-                         ("said", sentence)    ("epoch", entry)    ("finished", (record, predictions))
-                         ("failed", error)
+                         ("said", sentence)    ("noted", sentence about W&B)    ("epoch", entry)
+                         ("finished", (record, predictions))    ("failed", error)
 An error is {"type": class name, "problems": [line, …]}.
 """
 
@@ -92,7 +92,7 @@ def _run(connection: Connection, task: Any, knobs: Mapping[str, Any], origin: Ma
          options: WorkerOptions) -> tuple[str, Any]:
     try:
         config = TrialConfig.from_mapping(knobs)
-        observers: list[Observer] = [Reporter(connection, options.ask_verdicts), *_trackers(config, origin)]
+        observers: list[Observer] = [Reporter(connection, options.ask_verdicts), *_trackers(config, origin, connection)]
         outcome = task.run_trial(config, observer=Observers(observers))
         return "finished", (outcome.record.as_json(), dict(outcome.predictions or {}))
     except (Interrupted, EOFError, BrokenPipeError, ConnectionResetError):
@@ -101,12 +101,13 @@ def _run(connection: Connection, task: Any, knobs: Mapping[str, Any], origin: Ma
         return "failed", _describe(error)
 
 
-def _trackers(config: TrialConfig, origin: Mapping[str, Any] | None) -> list[Observer]:
+def _trackers(config: TrialConfig, origin: Mapping[str, Any] | None, connection: Connection) -> list[Observer]:
     """`origin` says which sweep asks for the trial, and what for; None is a trial that nobody keeps (a dry run)."""
     if origin is None:
         return []
-    from finetune.tracking import open_tracker
+    from finetune.tracking import open_tracker, speak_through
 
+    speak_through(lambda text: connection.send(("noted", text)))
     return [open_tracker(config, **origin)]
 
 

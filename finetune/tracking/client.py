@@ -22,10 +22,23 @@ _unreachable = threading.Event()  # this process has waited for the server in va
 
 
 def say_once(text: str) -> None:
-    """One line on stderr, however many trials this process runs."""
+    """One line to the user, however many trials this process runs."""
     if text not in _said:
         _said.add(text)
-        print(f"finetune: {text}", file=sys.stderr)
+        _speak(text)
+
+
+def _on_stderr(text: str) -> None:
+    print(f"finetune: {text}", file=sys.stderr)
+
+
+_speak: Callable[[str], None] = _on_stderr
+
+
+def speak_through(speak: Callable[[str], None]) -> None:
+    """Where a process's stderr is a log file that nobody watches, lines for the user take another way."""
+    global _speak
+    _speak = speak
 
 
 def in_sweep() -> bool:
