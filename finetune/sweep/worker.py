@@ -30,6 +30,7 @@ from finetune.errors import ConfigError, FinetuneError, Interrupted
 from finetune.observer import Observer, Observers, Verdict
 from finetune.prefix.budget import configure
 from finetune.results import TrialRecord
+from finetune.tracking import open_tracker, speak_through
 
 _PR_SET_PDEATHSIG = 1
 
@@ -105,8 +106,6 @@ def _trackers(config: TrialConfig, origin: Mapping[str, Any] | None, connection:
     """`origin` says which sweep asks for the trial, and what for; None is a trial that nobody keeps (a dry run)."""
     if origin is None:
         return []
-    from finetune.tracking import open_tracker, speak_through
-
     speak_through(lambda text: connection.send(("noted", text)))
     return [open_tracker(config, **origin)]
 

@@ -48,6 +48,8 @@ def in_sweep() -> bool:
 
 def wanted_mode() -> str:
     """online, offline or disabled. Never asks for a key; says it in one line when there is none."""
+    if os.environ.get("WANDB_MODE") == "disabled":
+        return "disabled"  # without a second for importing the client
     import wandb
     from wandb.sdk import wandb_setup
 
@@ -84,7 +86,10 @@ class Client:
     # -- beginning ---------------------------------------------------------------------------------------------------
 
     def open(self, **arguments: Any) -> None:
-        """`arguments` are those of wandb.init. A server that is not there makes it an offline run."""
+        """`arguments` are those of wandb.init, where a `project` of None means the usual one.
+
+        A server that is not there makes it an offline run.
+        """
         try:
             if self._join(arguments["config"]):
                 return
@@ -131,6 +136,8 @@ class Client:
         # A function of its own: wandb copies its settings deeply, and an event's method would take its lock along.
         settings = wandb.Settings(stop_fn=lambda: stop_wanted.set(), finish_timeout_raises=True, **own)
         self.folder.mkdir(parents=True, exist_ok=True)
+        if "project" in arguments:
+            arguments = {**arguments, "project": arguments["project"] or usual_project()}
         # A sweep's run may be one that was preempted: it goes on where it was.
         resume = "allow" if mode == "online" and (arguments.get("id") or "WANDB_RUN_ID" in os.environ) else None
         run = wandb.init(mode=mode, dir=str(self.folder), settings=settings, resume=resume, **arguments)

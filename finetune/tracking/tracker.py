@@ -18,7 +18,7 @@ from finetune.errors import FinetuneError, Interrupted
 from finetune.launch import is_main_process
 from finetune.observer import Observer, Verdict
 from finetune.results import RecordStore, TrialRecord
-from finetune.tracking.client import TRANSMIT_SECONDS, Client, in_sweep, reason_of, say_once, usual_project
+from finetune.tracking.client import TRANSMIT_SECONDS, Client, in_sweep, reason_of, say_once
 from finetune.tracking.mirror import config_of, facts_of, row_of, run_name, summary_of, tags
 
 EXIT_CODES = {"complete": 0, "pruned": 0, "failed": 1}
@@ -146,8 +146,7 @@ class Tracker(Observer):
         """Project, entity and id of the run; in a sweep of W&B the agent has decided them."""
         if in_sweep():
             return {}
-        project = self.config.wandb_project or usual_project()
-        return {"project": project, "entity": self.config.wandb_entity, "id": run_id}
+        return {"project": self.config.wandb_project, "entity": self.config.wandb_entity, "id": run_id}
 
     def _define_metrics(self, run: Any) -> None:
         run.define_metric("epoch")
