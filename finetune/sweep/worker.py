@@ -11,6 +11,7 @@ An error is {"type": class name, "problems": [line, …]}.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import logging
@@ -18,7 +19,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -93,8 +94,9 @@ def _run(connection: Connection, task: Any, knobs: Mapping[str, Any], origin: Ma
          options: WorkerOptions) -> tuple[str, Any]:
     try:
         config = TrialConfig.from_mapping(knobs)
-        observers: list[Observer] = [Reporter(connection, options.ask_verdicts), *_trackers(config, origin, connection)]
-        outcome = task.run_trial(config, observer=Observers(observers))
+        reporter = Reporter(connection, options.ask_verdicts)
+        with _tracked(config, origin, connection) as trackers:
+            outcome = task.run_trial(config, observer=Observers([reporter, *trackers]))
         return "finished", (outcome.record.as_json(), dict(outcome.predictions or {}))
     except (Interrupted, EOFError, BrokenPipeError, ConnectionResetError):
         raise
@@ -102,12 +104,19 @@ def _run(connection: Connection, task: Any, knobs: Mapping[str, Any], origin: Ma
         return "failed", _describe(error)
 
 
-def _trackers(config: TrialConfig, origin: Mapping[str, Any] | None, connection: Connection) -> list[Observer]:
+@contextlib.contextmanager
+def _tracked(config: TrialConfig, origin: Mapping[str, Any] | None, connection: Connection) -> Iterator[list[Observer]]:
     """`origin` says which sweep asks for the trial, and what for; None is a trial that nobody keeps (a dry run)."""
     if origin is None:
-        return []
+        yield []
+        return
     speak_through(lambda text: connection.send(("noted", text)))
-    return [open_tracker(config, **origin)]
+    tracker = open_tracker(config, **origin)
+    try:
+        yield [tracker]
+    except BaseException as error:  # or the next trial of this process would find this one's run
+        tracker.close(error)
+        raise
 
 
 class Reporter(Observer):
