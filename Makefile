@@ -19,6 +19,9 @@ test-slow: $(STAMP)
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m faults
 
+bench: $(STAMP)
+	$(BIN)/python benchmarks/speed.py --out runs/bench.json
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 

@@ -74,13 +74,16 @@ class Bench:
         command = [sys.executable, "-m", "finetune", "sweep", str(path), "--output_dir", str(output), *options]
         if task is not None:
             command = [sys.executable, str(HERE / "sweep_without.py"), str(path), str(output), task]
+        before = measure.children_cpu()
         measured = measure.run(command, {"FINETUNE_CACHE": str(cache), "WANDB_MODE": "disabled", **(extra or {})})
         records = [record for record in RecordStore(output) if record.state == "complete"]
         accuracies = defaultdict(list)
         for record in records:
             accuracies[record.effective["freeze_depth"]].append(record.metrics["test"]["accuracy"])
-        say(f"  ours, {label}: {measured.seconds:.1f} s, {len(records)} trials")
-        return {"seconds": measured.seconds, "trials": len(records), "peak_memory_bytes": measured.peak_memory_bytes,
+        cpu = measure.children_cpu() - before
+        say(f"  ours, {label}: {measured.seconds:.1f} s ({cpu:.1f} s of processor time), {len(records)} trials")
+        return {"seconds": measured.seconds, "cpu_seconds": cpu, "trials": len(records),
+                "peak_memory_bytes": measured.peak_memory_bytes,
                 "cache_bytes": measure.folder_bytes(cache),
                 "test_accuracy": {depth: mean(values) for depth, values in accuracies.items()},
                 "padding_share": mean(record.history[0]["train"]["padding_share"] for record in records),
@@ -115,20 +118,23 @@ class Bench:
     def baseline(self, scenario: Scenario, rows: Path) -> dict[str, Any]:
         """Every trial (or a sample per depth) the better of two ways."""
         side = self.better_way(scenario, rows)
-        total, accuracies, peaks, ran = 0.0, {}, [], 0
+        total, cpu, accuracies, peaks, ran = 0.0, 0.0, {}, [], 0
         for depth in scenario.values["freeze_depth"]:
             points = scenario.points(depth)
             sample = points[:self.args.baseline_trials or None]
             sample += sample[:-len(sample) % self.cores] if side else []  # full rounds: an idle core is nobody's fault
+            before = measure.children_cpu()
             spent, results = self.run_baseline(scenario, rows, depth, sample, side)
             total += spent * len(points) / len(sample)
+            cpu += (measure.children_cpu() - before) * len(points) / len(sample)
             ran += len(sample)
             found = [json.loads(result.output.splitlines()[-1]) for result in results]
             accuracies[depth] = mean(one["test"] for one in found)
             peaks.append(sum(sorted(result.peak_memory_bytes for result in results)[-(self.cores if side else 1):]))
             say(f"  baseline, depth {depth}: {spent / len(sample):.1f} s per trial")
         trials = sum(len(scenario.points(depth)) for depth in scenario.values["freeze_depth"])
-        return {"seconds": total, "trials": trials, "trials_run": ran, "way": "side by side" if side else "all cores",
+        return {"seconds": total, "cpu_seconds": cpu, "trials": trials, "trials_run": ran,
+                "way": "side by side" if side else "all cores",
                 "test_accuracy": accuracies, "peak_memory_bytes": max(peaks)}
 
     def better_way(self, scenario: Scenario, rows: Path) -> bool:
@@ -169,7 +175,8 @@ class Bench:
         bound = sweep_operations(trials, scenario.fixed["num_train_epochs"], self.lengths, self.shape) / rate
         self.keep("scenarios", scenario.name, {
             "cold": cold, "warm": warm, "baseline": base, "ratio_cold": base["seconds"] / cold["seconds"],
-            "ratio_warm": base["seconds"] / warm["seconds"], "target": TARGETS.get(scenario.name),
+            "ratio_warm": base["seconds"] / warm["seconds"], "ratio_cpu": base["cpu_seconds"] / cold["cpu_seconds"],
+            "target": TARGETS.get(scenario.name),
             "multiply_rate": rate, "bound_seconds": bound, "share_of_bound": bound / cold["seconds"]})
 
     def ladder(self) -> None:
@@ -231,14 +238,15 @@ def tables(found: dict[str, Any]) -> str:
     lines = [f"Machine: {found['machine']['cpu']}, {found['machine']['cores']} cores, load before "
              f"{found['machine']['load_before'][0]:.1f}.", ""]
     if found.get("scenarios"):
-        lines += ["| sweep | baseline | ours, cold | ours, warm | ratio cold | target | ratio warm | share of the "
-                  "bound | peak memory, baseline / ours | cache on disk |", "|---" * 10 + "|"]
+        lines += ["| sweep | baseline | ours, cold | ours, warm | ratio cold | target | ratio warm | ratio of processor "
+                  "time, cold | share of the bound | peak memory, baseline / ours | cache on disk |", "|---" * 11 + "|"]
     for name, one in found.get("scenarios", {}).items():
         base, cold = one["baseline"], one["cold"]
         lines.append(
             f"| {TITLES[name]} | {base['seconds']:.0f} s ({base['trials_run']} of {base['trials']} trials run, "
             f"{base['way']}) | {cold['seconds']:.1f} s | {one['warm']['seconds']:.1f} s | {one['ratio_cold']:.1f} | "
-            f"{one['target'] or '-'} | {one['ratio_warm']:.1f} | {one['share_of_bound']:.0%} | "
+            f"{one['target'] or '-'} | {one['ratio_warm']:.1f} | "
+            f"{one['ratio_cpu']:.1f} | {one['share_of_bound']:.0%} | "
             f"{base['peak_memory_bytes'] / 1e9:.1f} / {cold['peak_memory_bytes'] / 1e9:.1f} GB | "
             f"{cold['cache_bytes'] / 1e6:.0f} MB |")
     for name, one in found.get("scenarios", {}).items():

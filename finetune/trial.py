@@ -64,6 +64,7 @@ REPORT_EVERY_SECONDS = 0.5
 REPEATS_ITSELF = ("non-finite", "leak")  # failures that a checkpoint would only lead to again
 
 AUDIT_ROWS = 4
+FILLING_EVERY_SECONDS = 10.0
 # Trials of one sweep, in one worker, see the same rows again and again.
 _kept_rows, _kept_encodings, _kept_baselines = Kept(4), Kept(12), Kept(4)
 
@@ -257,6 +258,7 @@ class _Run:
         self.best: dict[str, Any] = {}  # the best epoch's entry of the history, and its logits
         self.trainer: Trainer | None = None
         self.prefix: PrefixReuse | None = None
+        self.filling_since = 0.0
         self.cost: dict[str, float | None] = {"setup_seconds": 0.0, "prefix_seconds": 0.0, "train_seconds": 0.0,
                                               "evaluation_seconds": 0.0, "checkpoint_seconds": 0.0}
         self.audit: AuditReport | None = None
@@ -341,6 +343,15 @@ class _Run:
                 **_trained(trainer.plans_in(epoch))}, logits
 
     def _filling(self, done: int, total: int) -> None:
+        """While activations are computed, before training: batch `done` of `total` is there."""
+        now = time.monotonic()
+        if done == 1:
+            self.filling_since = self.reported = now
+        if now - self.reported > FILLING_EVERY_SECONDS and 1 < done < total:
+            self.reported = now
+            left = (now - self.filling_since) / (done - 1) * (total - done)
+            self.observer.said(f"computing the frozen layers once, to be reused: {done / total:.0%}, "
+                               f"about {left:.0f} s left")
         if self.accelerator.num_processes == 1:  # it may take minutes; of several processes one fills, the others wait
             interrupt.check()
 

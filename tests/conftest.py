@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
+if "FINETUNE_CACHE" not in os.environ:  # tests leave nothing in the user's
+    os.environ["FINETUNE_CACHE"] = tempfile.mkdtemp(prefix="finetune-test-cache-")
+    atexit.register(shutil.rmtree, os.environ["FINETUNE_CACHE"], ignore_errors=True)
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")  # tests about W&B say what they want
 
