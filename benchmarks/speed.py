@@ -238,7 +238,7 @@ def tables(found: dict[str, Any]) -> str:
     lines = [f"Machine: {found['machine']['cpu']}, {found['machine']['cores']} cores, load before "
              f"{found['machine']['load_before'][0]:.1f}.", ""]
     if found.get("scenarios"):
-        lines += ["| sweep | baseline | ours, cold | ours, warm | ratio cold | target | ratio warm | ratio of processor "
+        lines += ["| sweep | baseline | ours, cold | ours, warm | ratio cold | target | ratio warm | ratio of CPU "
                   "time, cold | share of the bound | peak memory, baseline / ours | cache on disk |", "|---" * 11 + "|"]
     for name, one in found.get("scenarios", {}).items():
         base, cold = one["baseline"], one["cold"]
