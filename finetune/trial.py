@@ -227,7 +227,7 @@ def encode_splits(resolved: ResolvedTrial) -> dict[str, Collator]:
         return _kept_encodings.get((split, tokenizer), resolved.max_length,
                                    lambda: encode_split(split, tokenizer, resolved.max_length))
 
-    return {name: Collator(encoded(split), padding_id(tokenizer), tokenizer.padding_side)
+    return {name: Collator(encoded(split), padding_id(tokenizer), resolved.backbone.padding_side)
             for name, split in resolved.data.splits.items()}
 
 

@@ -53,6 +53,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "ALBERT, classic": (lambda: tf.AlbertModel(tf.AlbertConfig(**SMALL, embedding_size=8)), "share their weights"),
     "Funnel": (lambda: tf.FunnelModel(tf.FunnelConfig(
         vocab_size=60, d_model=16, n_head=2, d_head=8, d_inner=32, block_sizes=[1, 1, 1])), "in blocks"),
+    "XLM": (lambda: tf.XLMModel(tf.XLMConfig(vocab_size=60, emb_dim=16, n_layers=2, n_heads=2)), "more than one list"),
+    "SqueezeBERT": (lambda: tf.SqueezeBertModel(tf.SqueezeBertConfig(**SMALL, embedding_size=16)), "none of its lists"),
     "Swin": (lambda: tf.SwinModel(tf.SwinConfig(
         image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=2)), "pixel_values"),
     "T5, the whole": (lambda: tf.T5Model(tf.T5Config(**T5, decoder_start_token_id=0)), "encoder-decoder"),

@@ -13,7 +13,7 @@ from finetune.data.encoding import encode_split, padding_id
 from finetune.data.task_data import Split
 from finetune.errors import ConfigError
 from finetune.models import load_backbone
-from finetune.trial import build_classifier, resolve_trial, run_trial
+from finetune.trial import build_classifier, encode_splits, resolve_trial, run_trial
 
 
 @pytest.fixture(scope="module", params=["GPT-2", "Llama"])
@@ -62,21 +62,25 @@ def test_the_first_token_of_a_decoder_is_refused(knobs):
         resolve_trial(TrialConfig.from_mapping({**knobs, "pooling": "cls"}))
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_a_row_s_logits_do_not_depend_on_the_padding_beside_it(knobs, side):
+def test_a_decoder_is_padded_on_the_right_whatever_its_tokenizer_says(knobs, monkeypatch):
+    """GPT-2 counts positions from the padding when that is on the left."""
+    resolved = resolve_trial(TrialConfig.from_mapping(knobs))
+    monkeypatch.setattr(resolved.backbone.tokenizer, "padding_side", "left")
+    assert encode_splits(resolved)["train"].side == "right"
+
+
+def test_a_row_s_logits_do_not_depend_on_the_padding_beside_it(knobs):
     resolved = resolve_trial(TrialConfig.from_mapping(knobs))
     tokenizer = resolved.backbone.tokenizer
     assert tokenizer.pad_token_id is None and padding_id(tokenizer) == tokenizer.eos_token_id
     texts = ["good", "a warm and funny film that never lets you go .", "dull , dull <eos> , dull ."]
     split = Split([(text,) for text in texts], np.zeros(3, np.int64), np.array(["a", "b", "c"]))
-    collator = Collator(encode_split(split, tokenizer, 48), padding_id(tokenizer), side)
+    collator = Collator(encode_split(split, tokenizer, 48), padding_id(tokenizer), resolved.backbone.padding_side)
     classifier, _ = build_classifier(resolved)
     classifier.eval()
     with torch.no_grad():
         together = classifier(**collator(np.arange(3)))
         alone = torch.cat([classifier(**collator(np.array([row]))) for row in range(3)])
-    if side == "left" and not hasattr(classifier.backbone, "rotary_emb"):
-        pytest.skip("GPT-2 counts positions from the padding when it is on the left; its tokenizer pads on the right")
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 

@@ -39,7 +39,8 @@ def trainer_for(model: nn.Module, stack: LayerStack | None = None, *, count: int
     stack = strategy.adapt(stack, config.seed)
     head = Head(stack.width, 0, 2, config.head_dropout, torch.Generator().manual_seed(config.seed))
     classifier = Classifier(stack.model, head, chosen_pooling(config.pooling, stack))
-    vocabulary = model.config.get_text_config().vocab_size
+    vocabulary = getattr(model.config.get_text_config(), "vocab_size", 60)
+    model.config.use_cache = False  # as load_backbone has it
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return Trainer(config, Accelerator(cpu=True), classifier, stack.bind(classifier), strategy,

@@ -45,6 +45,12 @@ class Backbone:
     def width(self) -> int:
         return self.stack.width
 
+    @property
+    def padding_side(self) -> str:
+        """The tokenizer's, but right for a decoder: its tokens then neither see padding nor count their position from
+        it (GPT-2 does), and the last real token is found by the mask."""
+        return "right" if self.stack.causal else self.tokenizer.padding_side
+
     def fresh_model(self, shared: Iterable[str] = ()) -> nn.Module:
         """A copy with the pretrained weights, float32; independent but for the bytes of the parameters `shared`.
 

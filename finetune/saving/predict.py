@@ -104,7 +104,7 @@ def predict(loaded: LoadedModel, texts: list[tuple[str, ...]], batch_size: int) 
     tokenizer = loaded.backbone.tokenizer
     rows = Split(texts, np.zeros(len(texts), np.int64), np.array([f"row {i}" for i in range(len(texts))]))
     split = Collator(encode_split(rows, tokenizer, loaded.manifest.max_length), padding_id(tokenizer),
-                     tokenizer.padding_side)
+                     loaded.backbone.padding_side)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier = loaded.classifier.to(device)
     out = np.empty((len(texts), loaded.manifest.head.outputs), np.float32)
