@@ -171,7 +171,8 @@ def _packaged(config: TrialConfig, error: Exception) -> ModelFiles:
     name = config.model_name_or_path
     advice = "or give model_name_or_path the path of a folder that you downloaded elsewhere"
     unreachable = f"the model {shown(name)} is not in the hub's cache and the hub cannot be reached"
-    if name != PACKAGED_MODEL or config.model_revision not in (None, "main"):
+    revision = config.model_revision or "main"  # as asked for, or as a record names it
+    if name != PACKAGED_MODEL or (revision != "main" and not revision.startswith(f"{PACKAGE} ")):
         raise EnvironmentProblem(f"{unreachable}; connect to the network, {advice}") from error
     found = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     if found is None or found.origin is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -33,6 +34,7 @@ from finetune.sweep.team import Team
 LOCK_FILE = "sweep.lock"
 SWEEP_FILE = "sweep.json"
 STATUS_FILE = "status.json"
+PROBE_FILE = "probe.json"
 LOGS = "logs"
 _STATUS_EVERY = 2.0  # seconds
 
@@ -65,9 +67,28 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, view: View) -> Ending:
         try:
             for note in storage.notes:
                 view.say(note)
-            return Sweep(plan, options, team, storage, view).run()
+            ending = Sweep(plan, options, team, storage, view).run()
         finally:
             storage.close()
+    probe_layers(plan, options, view)
+    return ending
+
+
+def probe_layers(plan: Plan, options: SweepOptions, view: View) -> None:
+    """Linear probes on every depth's features, once, after a sweep over depths; what it finds is a picture, no result.
+
+    In a process of its own, since the coordinator has no torch.
+    """
+    if "freeze_depth" not in plan.searched or options.task != SweepOptions.task or options.storage is not None:
+        return
+    if (options.output_dir / PROBE_FILE).exists():
+        return
+    view.say("probing the frozen features of every depth (one pass over the texts)")
+    done = subprocess.run([sys.executable, "-m", "finetune.probe", str(options.output_dir)], capture_output=True,
+                          text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        view.say(f"no layer probe: {reason}")
 
 
 class Sweep:
