@@ -58,7 +58,8 @@ def open_page(folder, name, tmp_path):
     try:
         done = subprocess.run(
             [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-             "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
+             "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
+             "--enable-logging=stderr",
              "--virtual-time-budget=3000", "--dump-dom", f"http://127.0.0.1:{server.server_port}/{name}"],
             capture_output=True, text=True, timeout=120)
     finally:
