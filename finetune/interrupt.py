@@ -48,6 +48,12 @@ def check() -> None:
         raise Interrupted(_received)
 
 
+def forget() -> None:
+    """The signal has done what it was meant to: the work ends well."""
+    global _received
+    _received = None
+
+
 @contextmanager
 def deferred() -> Iterator[None]:
     """Inside, a signal strikes only where `check` is called, and at the end."""

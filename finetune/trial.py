@@ -434,6 +434,7 @@ class _Run:
         if self.accelerator.num_processes > 1:
             accelerate.utils.broadcast_object_list(verdict)
         if verdict[0] == "prune" and self.history:
+            interrupt.forget()
             return "pruned"
         note = "" if self.checkpoints is None else (f"a checkpoint is kept at step {self.trainer.step} of "
                                                     f"{self.trainer.total_steps}, the same command goes on from there")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
 
+from finetune import interrupt
 from finetune.config import TrialConfig
 from finetune.errors import ConfigError, Interrupted
 from finetune.models import load_backbone
@@ -148,7 +152,7 @@ class Interrupt(Observer):
 
     def stepped(self, step, total_steps, loss):
         if getattr(self, "epochs", 0) == 1:
-            raise Interrupted(15)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def interrupted(self, signum):
         return self.meaning
@@ -157,6 +161,12 @@ class Interrupt(Observer):
 @pytest.fixture
 def stepwise(monkeypatch):
     monkeypatch.setattr("finetune.trial.REPORT_EVERY_SECONDS", -1)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    interrupt.listen()
+    yield
+    interrupt.forget()
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_a_signal_that_means_the_servers_stop_prunes_with_the_epochs_so_far(knobs, stepwise):
