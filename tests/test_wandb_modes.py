@@ -56,7 +56,7 @@ def test_online(staged):
     (artifact,) = staged.server.state.artifacts.values()
     sent = {name: staged.server.state.blobs[key] for name, key in artifact.files.items()}
     folder = RecordStore(staged.folder / "out").folder(record.trial_id)
-    assert sent == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert sent == {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert not warnings(output) and not staged.server.unknown and not keys_in(staged.texts())
 
 
