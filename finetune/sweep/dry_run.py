@@ -32,6 +32,7 @@ PROBE_BATCH = 32  # rows per step at most: one step of a big batch would take as
 MOST_PROBES = 12  # more kinds than that take the mean of these
 SHOWN = 40
 RECORD_BYTES = 30_000
+FLOAT32_BYTES = 4
 # What decides how long a trial takes, besides its strategy.
 COSTLY = ("dataset_name", "dataset_config_name", "model_name_or_path", "max_length", "per_device_train_batch_size",
           "gradient_accumulation_steps", "gradient_checkpointing", "mixed_precision", "prefix_cache", "pooling")
@@ -46,6 +47,13 @@ class Probe:
     evaluate: float
     prefix: float
     prediction_bytes: float  # per validation or test row
+    trainable_parameters: float
+    parameters: float
+
+    def model_bytes(self, save_model: bool | str) -> float:
+        """What a trial keeps of its model: at most all that trained, in float32."""
+        kept = {"delta": self.trainable_parameters, True: self.parameters}.get(save_model, 0)
+        return kept * FLOAT32_BYTES
 
     def seconds(self, rows: Mapping[str, int], epochs: int) -> float:
         """One trial alone, without the frozen prefix that several may share."""
@@ -85,7 +93,7 @@ class Forecast:
         left = "unknown" if self.seconds is None else f"about {duration(self.seconds)}"
         lines.append(f"time: {left} with {self.workers} worker{'s' * (self.workers != 1)}, measured on a few rows of "
                      "each kind of trial")
-        lines.append(f"disk: about {_size(self.disk_bytes)} of records and predictions")
+        lines.append(f"disk: about {_size(self.disk_bytes)} of records, predictions and models (save_model)")
         return "\n".join([*lines, f"power: {self.detectable}"])
 
 
@@ -177,6 +185,7 @@ def _measured(record: Mapping[str, Any], predictions: Mapping[str, Any]) -> Prob
         setup=max(0.0, cost["setup_seconds"] - cost["prefix_seconds"]), train=cost["train_seconds"] / rows["train"],
         evaluate=cost["evaluation_seconds"] / evaluated, prefix=cost["prefix_seconds"] / sum(rows.values()),
         prediction_bytes=sum(array.nbytes for array in predictions.values()) / evaluated,
+        trainable_parameters=record["parameters"]["trainable"], parameters=record["parameters"]["total"],
     )
 
 
@@ -244,6 +253,7 @@ def _price(plan: Plan, candidates: Sequence[Candidate], probes: Mapping[tuple, P
             filled.add(kind)
             seconds += probe.prefix_seconds(rows)
         disk += RECORD_BYTES + probe.prediction_bytes * (rows["validation"] + rows["test"])
+        disk += probe.model_bytes(config.save_model)
     return seconds, disk
 
 
