@@ -13,7 +13,7 @@
 
 A plan is a function of the stack and the moment alone, so that every process makes the same one and a resumed trial
 makes it again. What a strategy has to learn from training is in the moment: where `strategy.needs_gradient_norms`,
-`gradient_norms` holds one mapping {part: norm} per finished epoch (the mean of `part_gradient_norms` over its steps).
+`gradient_norms` holds one mapping {part: norm} per finished epoch (the sum of `part_gradient_norms` over its steps).
 
 The strategies themselves are in rules.py, how they are written in language.py.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,6 @@ def base_name(name: str) -> str:
 
 def whole_backbone(classifier: Classifier, backbone: Backbone) -> nn.Module:
     """A copy of the trained backbone under the base's own names, its unused pooler and key-value cache included."""
-    import copy
-
     from finetune.freezing.lora import merge_lora
 
     trained = copy.deepcopy(classifier.backbone).cpu()
