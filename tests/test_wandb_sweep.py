@@ -120,7 +120,8 @@ def test_a_function_may_have_opened_the_run_itself(staged):
     assert staged.runs()[0].summary["state"] == "complete"
 
 
-@pytest.mark.parametrize("file", SWEEPS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("file", [
+    pytest.param(path, id=path.stem, marks=[] if path.stem == "freeze_depth" else pytest.mark.slow) for path in SWEEPS])
 def test_wandb_sweep_takes_our_files(staged, file):
     code, output = staged.run("wandb", "sweep", "--project", "stage", str(file))
     assert code == 0 and "wandb agent tester/stage/" in output, output
