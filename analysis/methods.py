@@ -73,7 +73,8 @@ def scope(summary: dict[str, Any]) -> str:
     population = {"new_text": "new seeds and new text, given this training set",
                   "this_test_set": "new seeds on exactly these test rows"}
     parts = [f"Population: {_each(summary['population'], population.get)}",
-             f"{_each(summary['n_seeds'])} seeds", f"{_each(summary['n_examples'], _thousands)} test rows",
+             f"{_each(summary['n_seeds'])} {'seed' if summary['n_seeds'] == 1 else 'seeds'}",
+             f"{_each(summary['n_examples'], _thousands)} test rows",
              _each(summary["interval_method"])]
     if summary["detectable_margin"] is not None and not isinstance(summary["detectable_margin"], list):
         parts.append(f"detectable margin {points(summary['detectable_margin'])} points (80% power)")

@@ -116,8 +116,9 @@ def _draw_curve(curve: DepthCurve, places: dict[int, int], index: int, shift: fl
     for x, point in zip(xs, curve.points, strict=True):
         if not math.isnan(point.low):
             ax.vlines(x, scale * point.low, scale * point.high, color=colour, linewidth=2.2, zorder=3)
+        beside = x + 0.012 * len(places)
         for seed, value in point.values.items():
-            dot, = ax.plot([x + 0.09], [scale * value], ".", color=colour, alpha=0.55, markersize=5, zorder=2)
+            dot, = ax.plot([beside], [scale * value], ".", color=colour, alpha=0.55, markersize=5, zorder=2)
             svg.hover(dot, f"{point.arm.name}, seed {seed}: {number(curve.metric, value)}")
         mark, = ax.plot([x], [scale * point.estimate], svg.MARKERS[index % len(svg.MARKERS)], color=colour,
                         markersize=6.5, zorder=4)
