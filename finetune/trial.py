@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from finetune import __version__, interrupt
 from finetune.checkpoint import Checkpoint, Checkpoints, DamagedCheckpoint
@@ -535,6 +536,8 @@ def _rows(config: TrialConfig) -> TaskData:
 
 def _accelerator(config: TrialConfig) -> Accelerator:
     meet_others()
+    if AcceleratorState._shared_state:  # Accelerate keeps the first trial's precision for the life of the process
+        AcceleratorState._reset_state()
     return Accelerator(mixed_precision=config.mixed_precision)
 
 

@@ -135,6 +135,17 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(store, monkeypatch):
     assert not store.folder("k").exists()
 
 
+def test_what_a_killed_builder_left_behind_goes(store):
+    for key in ("k", "abandoned"):
+        store.folder(key).mkdir(parents=True)
+        (store.folder(key) / f".{DATA}.1.tmp").write_bytes(b"half")
+    os.utime(store.folder("abandoned"), (1, 1))
+    write(store)
+    assert {path.name for path in store.folder("k").iterdir()} == {DATA, MANIFEST}
+    store.evict(10**9)
+    assert not store.folder("abandoned").exists() and store.read("k")
+
+
 def _build(root, barrier, built):
     store = PrefixStore(root)
     barrier.wait()

@@ -160,3 +160,12 @@ def test_a_cache_that_cannot_be_written_costs_speed_only(trial, monkeypatch):
     monkeypatch.setattr(PrefixStore, "writer", refuse)
     outcome = trial(freeze_depth=2)
     assert outcome.record.state == "complete" and "the disk is full" in outcome.record.prefix["reason"]
+
+
+@pytest.mark.parametrize("depth", [2, LAYERS])
+def test_lower_precision_comes_back_as_it_was_kept(trial, depth):
+    """The pretrained pooler gives bfloat16 under autocast, which numpy does not have."""
+    knobs = {"mixed_precision": "bf16", "pooling": "pooler", "freeze_depth": depth}
+    outcome, expected = trial(**knobs), trial(**knobs, prefix_cache=False)
+    assert outcome.record.prefix["used"]
+    np.testing.assert_allclose(outcome.predictions["test_logits"], expected.predictions["test_logits"], atol=0.05)

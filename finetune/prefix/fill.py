@@ -140,7 +140,7 @@ def fill(prefix: Prefix, split: Collator, targets: Mapping[int, np.ndarray],
 
 def _write(target: np.ndarray, value: Tensor, rows: np.ndarray, split: Collator, offsets: np.ndarray,
            pooled: bool) -> None:
-    found = value.to("cpu").numpy()
+    found = as_array(value)
     if pooled:
         target[rows] = found
         return
@@ -148,6 +148,11 @@ def _write(target: np.ndarray, value: Tensor, rows: np.ndarray, split: Collator,
         length = int(split.encoded.lengths[row])
         real = found[position, -length:] if split.side == "left" else found[position, :length]
         target[offsets[row]:offsets[row + 1]] = real
+
+
+def as_array(value: Tensor) -> np.ndarray:
+    """numpy has no bfloat16; float32 holds its values exactly."""
+    return (value.float() if value.dtype == torch.bfloat16 else value).to("cpu").numpy()
 
 
 @contextlib.contextmanager

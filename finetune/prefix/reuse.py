@@ -26,11 +26,11 @@ from finetune.models.head import Classifier
 from finetune.models.layers import LayerStack
 from finetune.prefix.budget import current_hint, disk_budget, sweep_budget, worth_keeping
 from finetune.prefix.check import replay_error
-from finetune.prefix.fill import ROWS, TOKENS, Autocast, Prefix, fill, row_offsets
+from finetune.prefix.fill import ROWS, TOKENS, Autocast, Prefix, as_array, fill, row_offsets
 from finetune.prefix.replay import Replay
 from finetune.prefix.store import Entry, PrefixStore
 
-FILL_LAYOUT = 1  # raise it when what is computed changes
+FILL_LAYOUT = 2  # raise it when what is computed changes
 
 
 @dataclass(frozen=True)
@@ -183,8 +183,8 @@ class PrefixReuse:
                 pooled = boundary == self.stack.num_layers
                 count = len(split.encoded) if pooled else int(split.encoded.lengths.sum())
                 writers[boundary] = stack.enter_context(self.store.writer(
-                    self.key(split, boundary), (count, value.shape[-1]), value.to("cpu").numpy().dtype,
-                    self._facts(split, boundary, example.layer_outputs)))
+                    self.key(split, boundary), (count, value.shape[-1]), as_array(value).dtype,
+                    self._facts(split, boundary, example.layer_outputs) | {"dtype": str(value.dtype)}))
             seconds = fill(prefix, split, {boundary: writer.array for boundary, writer in writers.items()},
                            self.progress)
             for boundary, writer in writers.items():
@@ -233,12 +233,16 @@ class Served:
         return cls(entry, boundary, boundary == num_layers, lengths, split.side, offsets=row_offsets(lengths))
 
     @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.entry.facts["dtype"].removeprefix("torch."))
+
+    @property
     def total_rows(self) -> int:
         return max(1, len(self.lengths))
 
     def vectors(self, rows: np.ndarray) -> Tensor:
         """(rows, width)"""
-        return torch.from_numpy(np.asarray(self.entry.array[rows]))
+        return torch.from_numpy(np.asarray(self.entry.array[rows])).to(self.dtype)
 
     def padded(self, rows: np.ndarray, tokens: int) -> Tensor:
         """(rows, tokens, width), zeros where the padding is."""
@@ -251,7 +255,7 @@ class Served:
                 into[position, tokens - len(real):] = real
             else:
                 into[position, :len(real)] = real
-        return out
+        return out.to(self.dtype)
 
 
 def prefix_example(prefix: Prefix, split: Collator, boundaries: set[int]) -> Any:

@@ -27,6 +27,7 @@ from finetune.files import FileLock, atomic_write, cache_root, disk_errors
 
 LAYOUT = 1
 MANIFEST, DATA = "manifest.json", "data.npy"
+ABANDONED_SECONDS = 86400
 _CHUNK = 1 << 24
 _verified: dict[Path, tuple[int, int, int]] = {}  # data file -> (inode, size, mtime_ns) as this process found it whole
 
@@ -92,10 +93,13 @@ class PrefixStore:
         try:
             with disk_errors("cached activations", folder):
                 folder.mkdir(parents=True, exist_ok=True)
+                for stale in folder.glob(f".{DATA}.*.tmp"):  # of a builder that was killed: the lock is ours
+                    stale.unlink(missing_ok=True)
                 array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
                 # Take the blocks now: a full disk is an error here, but a bus error at a page that is written later.
-                with open(temporary, "r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, max(1, os.path.getsize(temporary)))
+                if hasattr(os, "posix_fallocate"):
+                    with open(temporary, "r+b") as file:
+                        os.posix_fallocate(file.fileno(), 0, max(1, os.path.getsize(temporary)))
             yield Writer(key, folder, temporary, array, facts)
         finally:
             temporary.unlink(missing_ok=True)
@@ -117,6 +121,7 @@ class PrefixStore:
 
         A process that has an evicted entry mapped goes on using it: its bytes live as long as the mapping.
         """
+        self._sweep_out()
         listings, keep = self.listing(), set(keep)
         total = sum(listing.size for listing in listings)
         gone = []
@@ -128,6 +133,14 @@ class PrefixStore:
                 total -= listing.size
                 gone.append(listing)
         return gone
+
+    def _sweep_out(self) -> None:
+        """What killed builders left behind and nobody has come back to for a day."""
+        for folder in self.root.glob("*/"):
+            with contextlib.suppress(OSError):
+                old = time.time() - folder.stat().st_mtime > ABANDONED_SECONDS
+                if old and folder.name != "locks" and not (folder / MANIFEST).exists():
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def remove(self, key: str) -> None:
         """The manifest goes first: what is half removed is not there."""
