@@ -36,10 +36,10 @@ class StrategyRow(NamedTuple):
 
 
 def strategy_rows(records: Iterable[TrialRecord]) -> tuple[list[StrategyRow], float]:
-    """The rows, in the order in which strategies first occur, and the budget of equal compute in training seconds.
+    """The rows, those that train most first, and the budget of equal compute in training seconds.
 
-    The budget is what the cheapest strategy's whole training took on average: each other one is judged by the epochs
-    that it had finished by then. Raises ValueError when there is no complete trial.
+    The budget is half of what the dearest strategy's training took on average: each one is judged by the epochs that
+    it had finished by then. Raises ValueError when there is no complete trial.
     """
     settings: dict[str, dict[str, list[TrialRecord]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
@@ -48,8 +48,9 @@ def strategy_rows(records: Iterable[TrialRecord]) -> tuple[list[StrategyRow], fl
     if not settings:
         raise ValueError("no complete trial")
     chosen = {name: _best_setting(list(found.values())) for name, found in settings.items()}
-    budget = min(float(np.mean([r.cost["train_seconds"] for r in trials])) for trials in chosen.values())
-    return [_row(name, trials, budget) for name, trials in chosen.items()], budget
+    budget = max(float(np.mean([r.cost["train_seconds"] for r in trials])) for trials in chosen.values()) / 2
+    rows = [_row(name, trials, budget) for name, trials in chosen.items()]
+    return sorted(rows, key=lambda row: (-row.trainable_share, row.deepest, row.strategy != "full")), budget
 
 
 def _better(metric: str, new: float, old: float) -> bool:
@@ -106,12 +107,12 @@ def markdown(rows: Sequence[StrategyRow]) -> str:
             f"`{row.strategy}`", "-" if row.learning_rate is None else f"{row.learning_rate:g}",
             f"{shown(float(np.mean(row.test)))} ({spread})",
             "no epoch done" if row.equal_compute is None else shown(row.equal_compute),
-            f"{row.trainable_share:.1%}", _depth(row), time, f"{row.peak_memory_bytes / 2**20:.0f} MiB"]) + " |")
+            _percent(row.trainable_share), _depth(row), time, f"{row.peak_memory_bytes / 2**20:.0f} MiB"]) + " |")
     return "\n".join(lines) + "\n"
 
 
 def _percent(value: float) -> str:
-    return f"{value:.1%}"
+    return f"{value:.1%}" if value == 0 or value >= 0.01 else f"{value:.2%}"
 
 
 def _depth(row: StrategyRow) -> str:
@@ -125,7 +126,7 @@ def main(folder: str) -> int:
         print(f"{folder}: {error}", file=sys.stderr)
         return 2
     print(markdown(rows))
-    print(f"Equal compute: {budget:.1f} s of training, what the cheapest strategy took.")
+    print(f"Equal compute: {budget:.1f} s of training, half of what the dearest strategy took.")
     return 0
 
 
