@@ -127,6 +127,14 @@ def mixed_devices(curve: Curve) -> Iterator[str]:
         yield f"trials ran on different devices ({', '.join(sorted(devices))}): times do not compare"
 
 
+def halved_batches(curve: Curve) -> Iterator[str]:
+    halved = [trial for point in curve.points for trial in point.trials
+              if trial.record.micro_batch]
+    if halved:
+        yield (f"in {count(len(halved), 'trial')} memory ran out and auto_micro_batch went on with smaller passes: the "
+               "effective batch is the same, but with dropout the result is not")
+
+
 def measuring(curve: Curve) -> Iterator[str]:
     yield from curve.notes
 
@@ -148,4 +156,5 @@ CHECKS: list[tuple[str, Callable[[Curve], Iterator[str]]]] = [
     ("unequal-epochs", checks_tuning.unequal_epochs), ("edge-of-grid", checks_tuning.edge_of_grid),
     ("not-converged", checks_tuning.not_converged), ("inert-knob", checks_tuning.inert_knobs),
     ("outside-plan", outside_plan), ("repeated-trials", repeated_trials), ("mixed-devices", mixed_devices),
+    ("halved-batches", halved_batches),
 ]

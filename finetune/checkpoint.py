@@ -93,9 +93,10 @@ class Checkpoints:
         _fsync(folder / STATE_FILE)
         fsync_folder(folder)
 
-    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+    def newest(self, *, sweep_up: bool = True) -> tuple[Checkpoint | None, list[str]]:
         """The newest one that is intact, and a sentence for each damaged one that was skipped on the way."""
-        self._sweep_up()
+        if sweep_up:
+            self._sweep_up()
         skipped: list[str] = []
         for name in reversed(self._names()):
             try:

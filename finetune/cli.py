@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "export": ("finetune.saving.export", "write a trial's whole model, as transformers loads it"),
     "cache": ("finetune.prefix.command", "show or clear what is kept to be reused: activations of frozen layers"),
     "data": ("finetune.data.command", "list and inspect data sets"),
+    "doctor": ("finetune.doctor", "check this machine, an output directory and the cache, and say what to do"),
 }
 OPTIONAL = {
     "new": ("finetune.data.new", "write a sweep file by answering questions"),

@@ -27,7 +27,7 @@ class Problem:
     allowed: str
 
     def __str__(self) -> str:
-        return f"{self.field} = {shown(self.value)}: {self.allowed}"
+        return f"{inert(self.field)} = {shown(self.value)}: {inert(self.allowed)}"
 
 
 class ConfigError(FinetuneError):
@@ -69,6 +69,12 @@ class Interrupted(FinetuneError):
         self.signum = signum
         self.exit_code = 128 + signum
         super().__init__(f"interrupted by {signal.Signals(signum).name}" + (f"; {note}" if note else ""))
+
+
+def inert(text: str) -> str:
+    """`text` without what would move a terminal's cursor or hide: control and format characters are escaped."""
+    return "".join(char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+                   for char in text)
 
 
 def shown(value: object, limit: int = 80) -> str:

@@ -76,6 +76,15 @@ def atomic_write(path: Path, data: bytes | str, what: str = "a file") -> None:
         fsync_folder(path.parent)
 
 
+def require_writable(folder: Path) -> None:
+    """Find out before the work that results can be written. Raises EnvironmentProblem."""
+    with disk_errors("results", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0")
+            file.flush()
+
+
 def fsync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)

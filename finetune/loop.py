@@ -31,6 +31,7 @@ from finetune.freezing import (
     part_gradient_norms,
 )
 from finetune.freezing.plan import BACKBONE_PREFIX
+from finetune.memory import asked_for, is_out_of_memory
 from finetune.models import LayerStack
 from finetune.prefix.reuse import PrefixReuse
 from finetune.schedule import carry_state, make_optimizer, set_learning_rates
@@ -66,6 +67,8 @@ class Trainer:
     optimizer: torch.optim.Optimizer | None = None
     model: nn.Module | None = None  # the classifier as Accelerate wrapped it for the present plan
     gradient_norms: list[dict[str, float]] = field(default_factory=list)  # per finished epoch, where a strategy asks
+    micro_batch: int | None = None  # rows that fit into memory, where fewer do than were asked for
+    said: Callable[[str], None] = lambda sentence: None
     # The running epoch: windows (one optimizer step each) done, this process's summed loss, summed gradient norms.
     windows_done: int = 0
     loss_sum: Tensor | float = 0.0
@@ -212,19 +215,67 @@ class Trainer:
 
     def _step(self, window: list[np.ndarray]) -> Tensor:
         """One optimizer step over the micro-batches of a window; returns this process's summed loss."""
-        config, accelerator = self.config, self.accelerator
-        set_learning_rates(self.optimizer, config, self.step, self.total_steps, self.strategy.period)
-        rows_in_window = sum(len(rows) for rows in window)
+        set_learning_rates(self.optimizer, self.config, self.step, self.total_steps, self.strategy.period)
+        loss_sum = self._gradients_that_fit(window) if self._may_halve else self._gradients(window)
+        self._update()
+        return loss_sum
+
+    def _gradients(self, window: list[np.ndarray]) -> Tensor:
+        """Forward and backward over a window; the gradients are those of its mean loss per row."""
+        accelerator, rows_in_window = self.accelerator, sum(len(rows) for rows in window)
         loss_sum = torch.zeros((), device=accelerator.device, dtype=torch.float64)
-        for index, rows in enumerate(window):
-            last = index == len(window) - 1
-            mine = list(shares(rows, accelerator.num_processes))[accelerator.process_index]
+        mine = [list(shares(rows, accelerator.num_processes))[accelerator.process_index] for rows in window]
+        pieces = [piece for rows in mine for piece in self._pieces(rows)]
+        for index, rows in enumerate(pieces):
+            last = index == len(pieces) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
-                loss = self.micro_loss(mine).sum()
+                loss = self.micro_loss(rows).sum()
                 # Ranks average their gradients, so each scales its sum up by their number.
                 share = accelerator.num_processes / rows_in_window
                 accelerator.backward(loss * self.classifier.head.loss_scale * share)
             loss_sum += loss.detach().double()
+        return loss_sum
+
+    # -- less memory -------------------------------------------------------------------------------------------------
+
+    @property
+    def _may_halve(self) -> bool:
+        """Of several processes one would be out of memory while the others wait for its gradients."""
+        return self.config.auto_micro_batch and self.accelerator.num_processes == 1
+
+    def _pieces(self, rows: np.ndarray) -> list[np.ndarray]:
+        """A micro-batch as it fits: whole, unless memory has run out before."""
+        if self.micro_batch is None or len(rows) <= self.micro_batch:
+            return [rows]
+        return [rows[start:start + self.micro_batch] for start in range(0, len(rows), self.micro_batch)]
+
+    def _gradients_that_fit(self, window: list[np.ndarray]) -> Tensor:
+        """`_gradients`, with half the micro-batch as often as memory runs out; from the same random state each time."""
+        while True:
+            device = self.accelerator.device
+            before = torch.get_rng_state(), torch.cuda.get_rng_state() if device.type == "cuda" else None
+            try:
+                return self._gradients(window)
+            except (RuntimeError, MemoryError) as error:
+                size = self.micro_batch or self.config.per_device_train_batch_size
+                if not is_out_of_memory(error) or size == 1:
+                    raise
+                asked = asked_for(error)
+            # Outside of the handler: the error holds on to what the failed pass had allocated.
+            self.micro_batch = (size + 1) // 2
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.set_rng_state(before[0])
+            if before[1] is not None:
+                torch.cuda.empty_cache()
+                torch.cuda.set_rng_state(before[1])
+            self.said(f"out of memory ({asked} could not be had) at step {self.step + 1}: from here on "
+                      f"{self.micro_batch} rows at a time instead of {size}, with the same effective batch")
+
+    # -- the step ----------------------------------------------------------------------------------------------------
+
+    def _update(self) -> None:
+        """The optimizer's step on the gradients that are there."""
+        config, accelerator = self.config, self.accelerator
         if len(self.reached) < len(self.phases):
             self.reached.append(audit_gradients(self.classifier, self.plan, self.stack))
         scaler = accelerator.scaler  # fp16 only; Accelerate unscales the optimizers that it wrapped, and ours is bare
@@ -243,7 +294,6 @@ class Trainer:
             scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return loss_sum
 
     def micro_loss(self, rows: np.ndarray) -> Tensor:
         """Per-example loss of some training rows."""

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import resource
 import sys
 
 import torch
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """On an accelerator it has a type of its own; the CPU's allocator raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error))
+
+
+def asked_for(error: BaseException) -> str:
+    """What could not be had, as the allocator says it: '2.00 GiB', '1073741824 bytes'."""
+    found = re.search(r"tried to allocate ([\d.]+ ?[KMGT]?i?B(?:ytes)?|\d+ bytes)", str(error), re.IGNORECASE)
+    return found.group(1) if found else "more memory"
 
 
 def reset_peak_memory(device: torch.device) -> None:

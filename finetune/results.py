@@ -67,6 +67,7 @@ class TrialRecord(BaseModel):
     model: dict[str, Any] = {}  # what was kept of it: kind (delta | full | none), folder, bytes or reason
     files: dict[str, str] = {}
     weights: str | None = None  # sha256 over the best epoch's weights, of everything that has trained
+    micro_batch: int | None = None  # rows per pass where memory ran out and auto_micro_batch halved it
     resumes: list[dict[str, Any]] = []  # per resume: {"step", "changed": {name: [before, now]}} of the environment
     wandb_run: dict[str, Any] | None = None
     checksum: str | None = None

@@ -24,6 +24,7 @@ from finetune.files import digest_of
 from finetune.freezing import AuditReport
 from finetune.loop import Trainer
 from finetune.randomness import stream_seed
+from finetune.schedule import set_learning_rates
 
 Tensors = dict[str, Tensor]
 
@@ -34,7 +35,8 @@ def trainer_state(trainer: Trainer) -> tuple[dict[str, Any], Tensors]:
     ranks = gather_object(mine) if trainer.accelerator.num_processes > 1 else mine
     scaler = trainer.accelerator.scaler
     state = {
-        "step": trainer.step, "windows_done": trainer.windows_done, "norms": trainer.norms, "born": trainer.born,
+        "micro_batch": trainer.micro_batch, "step": trainer.step, "windows_done": trainer.windows_done,
+        "norms": trainer.norms, "born": trainer.born,
         "gradient_norms": trainer.gradient_norms, "frozen": digest_of(trainer.frozen),
         "reached": [asdict(report) for report in trainer.reached],
         "loss_sums": [loss for loss, _ in ranks],
@@ -60,6 +62,7 @@ def restore_trainer(trainer: Trainer, state: Mapping[str, Any], tensors: Tensors
     with torch.no_grad():
         for name, tensor in _part("model", tensors).items():
             parameters[name].copy_(tensor)
+    trainer.micro_batch = state["micro_batch"]
     trainer.step, trainer.windows_done = state["step"], state["windows_done"]
     trainer.reached = [audit_report(fields) for fields in state["reached"]]
     trainer.norms, trainer.born = dict(state["norms"]), dict(state["born"])
@@ -70,6 +73,9 @@ def restore_trainer(trainer: Trainer, state: Mapping[str, Any], tensors: Tensors
     if digest_of(trainer.frozen) != state["frozen"]:
         raise DamagedCheckpoint("what is frozen is not what was frozen when it was written")
     _restore_moments(trainer, parameters, tensors)
+    if trainer.step:  # as the last step left them: where only the evaluation is left, the history still reads them
+        set_learning_rates(trainer.optimizer, trainer.config, trainer.step - 1, trainer.total_steps,
+                           trainer.strategy.period)
     if trainer.accelerator.scaler is not None and state["scaler"]:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
     set_random_states(_part(f"random/{trainer.accelerator.process_index}", tensors))

@@ -18,7 +18,7 @@ from finetune import interrupt
 from finetune.config import KNOBS, TrialConfig, decode, knob_help
 from finetune.data.display import plain
 from finetune.errors import ConfigError, EnvironmentProblem, FinetuneError
-from finetune.files import FileLock
+from finetune.files import FileLock, require_writable
 from finetune.launch import agreed, agreed_knobs, end_with_launcher, is_main_process, process_count
 from finetune.observer import Observer, Observers
 from finetune.results import RecordStore, TrialRecord
@@ -106,6 +106,8 @@ def train(config: TrialConfig, *, force: bool = False) -> TrialRecord | None:
 def _train(config: TrialConfig, store: RecordStore, tracker: Tracker, force: bool) -> TrialRecord | None:
     from finetune.trial import resolve_trial, run_trial
 
+    if is_main_process():
+        require_writable(store.root)
     resolved = resolve_trial(config, process_count())
     lock = FileLock(store.root / "locks" / f"{resolved.trial_id}.lock")
 

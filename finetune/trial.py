@@ -41,7 +41,7 @@ from finetune.freezing import AuditReport, FreezePlan, audit_loss, resolve_strat
 from finetune.kept import Kept
 from finetune.launch import meet_others
 from finetune.loop import Trainer, per_example_loss
-from finetune.memory import peak_memory_bytes, reset_peak_memory
+from finetune.memory import asked_for, is_out_of_memory, peak_memory_bytes, reset_peak_memory
 from finetune.models import (
     Backbone,
     LayerStack,
@@ -200,10 +200,10 @@ def run_trial(config: TrialConfig, *, observer: Observer | None = None, output_d
             if failure.kind == "leak":
                 forget_backbones()
             outcome = run.failed(failure.kind, str(failure))
-        except torch.OutOfMemoryError as error:
-            outcome = run.failed("out-of-memory", f"{str(error).splitlines()[0]} Use a smaller "
-                                 "per_device_train_batch_size with more gradient_accumulation_steps, or "
-                                 "gradient_checkpointing, or auto_micro_batch: true")
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            outcome = run.failed("out-of-memory", run.out_of_memory(error))
     observer.finished(outcome.record, outcome.predictions)
     return outcome
 
@@ -301,7 +301,7 @@ class _Run:
                                   self.accelerator.autocast, enabled=self.config.prefix_cache,
                                   recomputes=self.config.gradient_checkpointing, progress=self._filling)
         return Trainer(self.config, self.accelerator, classifier, stack, self.resolved.strategy, splits["train"],
-                       self.data.task, self._class_weights(), self.prefix)
+                       self.data.task, self._class_weights(), self.prefix, said=self.observer.said)
 
     def _epochs(self, trainer: Trainer, splits: dict[str, Collator]) -> str:
         """Train every epoch that is left; returns whether the trial is complete or was pruned."""
@@ -491,6 +491,18 @@ class _Run:
         rows = self.data.splits[split]
         return {f"{split}_labels": rows.labels, f"{split}_ids": rows.ids}
 
+    def out_of_memory(self, error: BaseException) -> str:
+        """With the figure and the knobs to change."""
+        config, device = self.config, self.accelerator.device
+        training = self.trainer is not None and self.trainer.classifier.training
+        knob = "per_device_train_batch_size" if training else "per_device_eval_batch_size"
+        advice = (f"use a smaller {knob} (it is {config.get(knob)})" + (
+            " with more gradient_accumulation_steps, or gradient_checkpointing" if training else ""))
+        if training and not config.auto_micro_batch:
+            advice += ", or auto_micro_batch: true"
+        return (f"out of memory on {device}: {asked_for(error)} could not be had while {self._peak_memory():,} bytes "
+                f"were in use; {advice}")
+
     def failed(self, kind: str, message: str) -> TrialOutcome:
         if kind in REPEATS_ITSELF and self.checkpoints is not None and self.accelerator.is_main_process:
             self.checkpoints.remove()
@@ -516,6 +528,7 @@ class _Run:
             baseline=_kept_baselines.get((data,), None, lambda: baseline(data)), history=self.history, cost=self.cost,
             data=recorded(data, {name: split.encoded for name, split in self.splits.items()}, resolved.max_length),
             environment=environment(self.accelerator), resumes=self.resumes,
+            micro_batch=self.trainer.micro_batch if self.trainer else None,
         )
 
 

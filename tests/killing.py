@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import resource
 import signal
 import sys
+
+import psutil
 
 from finetune.config import TrialConfig
 from finetune.errors import FinetuneError
@@ -13,7 +17,7 @@ from finetune.observer import Observer
 from finetune.results import RecordStore
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["finetune.trial", "killing"])
+_server.set_forkserver_preload(["killing", "killing_preload"])
 
 TIMING = ("train_seconds", "evaluation_seconds", "step_seconds", "peak_memory_bytes")
 
@@ -35,12 +39,67 @@ class At(Observer):
             os.kill(os.getpid(), self.number)
 
 
-def _child(knobs, folder, observer, log):
+class Twice(At):
+    """Sends Ctrl-C twice."""
+
+    def stepped(self, step, total_steps, loss):
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class WhileEvaluating(At):
+    """Sends the signal when a batch of validation is padded after optimizer step `step`."""
+
+    def stepped(self, step, total_steps, loss):
+        if step == self.step:
+            from finetune.data.batches import Collator
+
+            original, number = Collator.__call__, self.number
+
+            def signalling(collator, rows):
+                os.kill(os.getpid(), number)
+                Collator.__call__ = original
+                return original(collator, rows)
+
+            Collator.__call__ = signalling
+
+
+class FillsUp(At):
+    """Leaves no byte on a disk after a step."""
+
+    def __init__(self, step, filler):
+        super().__init__(step)
+        self.filler = filler
+
+    def stepped(self, step, total_steps, loss):
+        if step == self.step:
+            with contextlib.suppress(OSError), open(self.filler, "wb", buffering=0) as file:
+                while file.write(b"\0" * 512):
+                    pass
+
+
+class LittleMemory(At):
+    """Leaves this process `free` bytes of address space more than it has before its first step."""
+
+    def __init__(self, free):
+        super().__init__()
+        self.free = free
+
+    def started(self, resolved):
+        used = psutil.Process().memory_info().vms
+        resource.setrlimit(resource.RLIMIT_AS, (used + self.free, resource.RLIM_INFINITY))
+
+
+def _child(knobs, folder, observer, log, threads):
+    import torch
+
     from finetune import interrupt, trial
 
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 2)
     trial.REPORT_EVERY_SECONDS = -1
+    torch.set_num_threads(threads)
     interrupt.listen()
     try:
         outcome = trial.run_trial(TrialConfig.from_mapping(knobs), observer=observer, output_dir=folder)
@@ -50,20 +109,24 @@ def _child(knobs, folder, observer, log):
         os._exit(error.exit_code)
 
 
-def run(knobs, folder, observer=None):
+def run(knobs, folder, observer=None, threads=1):
     """(exit code, what was said); negative exit codes are signals."""
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "said.log"
+    log = folder.with_name(f"{folder.name}.log")  # not inside: that disk may be full
     log.write_text("")
-    process = _server.Process(target=_child, args=(knobs, folder, observer or At(), log))
+    process = _server.Process(target=_child, args=(knobs, folder, observer or At(), log, threads))
     process.start()
     process.join()
     return process.exitcode, log.read_text()
 
 
+def records(folder):
+    return list(RecordStore(folder))
+
+
 def result(folder):
     """What must not depend on interruptions: everything in the record but times, memory and where it was."""
-    (record,) = RecordStore(folder)
+    (record,) = records(folder)
     content = record.as_json()
     for name in ("checksum", "cost", "environment", "prefix", "resumes"):
         content.pop(name)

@@ -161,6 +161,7 @@ def hostile(tmp_path_factory):
     return write_report([str(folder)])
 
 
+@pytest.mark.fault("input", "script and markup in labels, texts and names", "inert in report.html and SVG")
 def test_text_from_data_is_inert_in_html_and_svg(hostile, written):
     text = (hostile.folder / "report.html").read_text()
     page = Page(text)
@@ -174,6 +175,7 @@ def test_text_from_data_is_inert_in_html_and_svg(hostile, written):
         assert "\x1b" not in path.read_text() and "\u202e" not in path.read_text()
 
 
+@pytest.mark.fault("input", "markup in labels and names", "inert in Markdown and LaTeX")
 def test_text_from_data_is_inert_in_markdown_and_latex(hostile):
     markdown = (hostile.folder / "report.md").read_text()
     assert EVIL not in markdown and re.search(r"(?<!\\)<script", markdown) is None

@@ -96,6 +96,7 @@ def test_a_missing_seed(world, warned):
     assert found["fewer-seeds"].startswith("depth 4 has fewer seeds than the rest")
 
 
+@pytest.mark.fault("numbers", "a seed failed or was pruned", "counted in the report, as the baseline")
 @pytest.mark.parametrize(("state", "said"), [("failed", "failed (out-of-memory)"), ("pruned", "pruned")])
 def test_a_seed_that_failed_or_was_pruned(world, warned, state, said):
     trials = clean(world)
@@ -191,6 +192,7 @@ def test_different_devices_and_processes(world, warned):
     assert "seed 9 trained more" in found["repeated-trials"]
 
 
+@pytest.mark.fault("bytes", "a damaged record in a report", "set aside and named")
 def test_a_damaged_record_is_set_aside_and_named(world, warned, tmp_path):
     trials = clean(world)
     publish(tmp_path, trials)

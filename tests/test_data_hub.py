@@ -163,6 +163,7 @@ def test_configurations_and_names_that_are_not_there_get_the_nearest(answers):
         assert words in message
 
 
+@pytest.mark.fault("input", "a data set that comes with a script", "refused; the script does not run")
 def test_no_data_set_script_runs(answers):
     kind, _, message = answers[0]["script"]["result"]
     assert kind == "DataError"

@@ -341,6 +341,7 @@ def test_a_data_set_is_read_once_until_its_file_changes(tmp_path):
     assert sum(sizes(load(path)).values()) == 50
 
 
+@pytest.mark.fault("input", "a data folder with links that lead out of it", "not followed")
 def test_links_that_lead_out_of_the_folder_are_not_read(tmp_path):
     write(tmp_path / "outside", secret=rows(40))
     inside = write(tmp_path / "inside", train=rows(60, 100))
@@ -359,6 +360,7 @@ def test_links_inside_a_hub_snapshot_are_read(tmp_path):
     assert sum(sizes(load(snapshot)).values()) == 40
 
 
+@pytest.mark.fault("input", "pipes and odd names in a data folder", "inert, never waited for")
 def test_pipes_and_odd_names_are_inert(tmp_path):
     write(tmp_path, train=rows(40))
     os.mkfifo(tmp_path / "test.jsonl")
@@ -369,6 +371,7 @@ def test_pipes_and_odd_names_are_inert(tmp_path):
     assert len([note for note in data.notes if "is not used" in note]) == 2
 
 
+@pytest.mark.fault("input", "text that is no valid Unicode", "cleaned before the tokenizer")
 def test_unpaired_surrogates_do_not_reach_the_tokenizer(tmp_path):
     content = rows(40)
     content[0]["text"] = "broken \ud800 emoji"

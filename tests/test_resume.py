@@ -7,7 +7,6 @@ import signal
 import killing
 import pytest
 
-STEPS = 12  # two epochs of six
 VARIANTS = {
     "prefix": {"freeze_depth": 2},
     "accumulation": {"freeze_depth": 0, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
@@ -36,6 +35,8 @@ def is_same(result, expected):
     assert result == expected
 
 
+@pytest.mark.fault("kill", "SIGKILL at every step of a trial",
+                   "resumed from the last checkpoint: metrics, predictions and weights, bit for bit")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_killed_at_every_step_and_resumed_equals_uninterrupted(tmp_path, knobs, variant):
     knobs = {**knobs, **VARIANTS[variant]}
@@ -50,3 +51,60 @@ def test_killed_at_every_step_and_resumed_equals_uninterrupted(tmp_path, knobs, 
         kept = (step - 1) // 2 * 2 if step else None
     is_same(killing.result(tmp_path / "killed"), expected)
     assert not (tmp_path / "killed" / "checkpoints").exists()
+
+
+@pytest.mark.fault("kill", "SIGINT or SIGTERM to a trial",
+                   "a checkpoint after the running step, exit 130 or 143; resumed, bit for bit the same")
+def test_a_signal_checkpoints_and_the_next_run_goes_on(tmp_path, knobs):
+    knobs = {**knobs, "freeze_depth": 4, "checkpointing_steps": None}
+    expected = uninterrupted(knobs, tmp_path / "whole")
+    for step, number in ((3, signal.SIGINT), (8, signal.SIGTERM)):
+        code, said = killing.run(knobs, tmp_path / "stopped", killing.At(step, number))
+        assert code == 128 + number and f"a checkpoint is kept at step {step} of 12" in said, said
+    code, said = killing.run(knobs, tmp_path / "stopped")
+    assert code == 0 and "resumed at 8 after 1 epochs" in said
+    is_same(killing.result(tmp_path / "stopped"), expected)
+
+
+@pytest.mark.fault("kill", "a second Ctrl-C to a trial",
+                   "it ends at once, exit 130; the last checkpoint stays")
+def test_a_second_ctrl_c_ends_a_trial_at_once(tmp_path, knobs):
+    code, said = killing.run({**knobs, "freeze_depth": 4}, tmp_path / "out", killing.Twice(5))
+    assert code == 130 and "kept" not in said
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").glob("*/*")] == ["step-00000004-epoch-0000"]
+
+
+@pytest.mark.fault("kill", "killed or stopped while the validation split is evaluated",
+                   "the trained epoch is kept by the checkpoint of a signal; resumed, it equals an uninterrupted one")
+def test_stopped_while_it_evaluates(tmp_path, knobs):
+    knobs = {**knobs, "strategy": "lisa:1/3", "checkpointing_steps": None, "per_device_eval_batch_size": 4}
+    expected = uninterrupted(knobs, tmp_path / "whole")
+    code, said = killing.run(knobs, tmp_path / "stopped", killing.WhileEvaluating(6, signal.SIGTERM))
+    assert code == 143 and "kept at step 6" in said, said
+    code, said = killing.run(knobs, tmp_path / "stopped")
+    assert code == 0 and "resumed at 6 after 0 epochs" in said
+    is_same(killing.result(tmp_path / "stopped"), expected)
+
+
+@pytest.mark.fault("kill", "resumed with other versions, another device or other threads",
+                   "said, and in the record")
+def test_a_change_of_threads_is_said(tmp_path, knobs):
+    knobs = {**knobs, "freeze_depth": 4}
+    killing.run(knobs, tmp_path / "out", killing.At(5))
+    code, said = killing.run(knobs, tmp_path / "out", killing.At(), threads=2)
+    assert code == 0 and "resumed with threads 1 -> 2: the result may differ in the last digits" in said
+    (record,) = killing.records(tmp_path / "out")
+    assert record.resumes == [{"step": 4, "changed": {"threads": [1, 2]}}]
+
+
+@pytest.mark.fault("bytes", "the only checkpoint of a trial is damaged",
+                   "said; the trial starts again, to the same result")
+def test_a_damaged_checkpoint_is_skipped_by_the_trial(tmp_path, knobs):
+    knobs = {**knobs, "freeze_depth": 4}
+    expected = uninterrupted(knobs, tmp_path / "whole")
+    killing.run(knobs, tmp_path / "killed", killing.At(5))
+    (tensors,) = (tmp_path / "killed" / "checkpoints").rglob("tensors.safetensors")
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    code, said = killing.run(knobs, tmp_path / "killed")
+    assert code == 0 and "is skipped: tensors.safetensors does not match its checksum" in said and "resumed" not in said
+    is_same(killing.result(tmp_path / "killed"), expected)

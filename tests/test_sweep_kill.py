@@ -66,6 +66,8 @@ def started(folder):
     return len(log.read_text().splitlines()) if log.exists() else 0
 
 
+@pytest.mark.fault("sweep", "the coordinator is killed at random moments, again and again",
+                   "no worker outlives it; every trial is done once")
 def test_a_coordinator_killed_again_and_again_loses_nothing(tmp_path):
     rng = random.Random(1)
     for _ in range(6):
@@ -80,6 +82,8 @@ def test_a_coordinator_killed_again_and_again_loses_nothing(tmp_path):
     check_everything_was_done_once(tmp_path)
 
 
+@pytest.mark.fault("sweep", "workers are killed at random moments",
+                   "their trials are taken over at once; every trial is done once")
 def test_workers_killed_at_random_are_replaced(tmp_path):
     rng = random.Random(2)
     process = start(tmp_path)
@@ -102,6 +106,8 @@ def _command(process):
         return ["resource_tracker"]
 
 
+@pytest.mark.fault("sweep", "SIGINT or SIGTERM to a sweep",
+                   "running trials checkpoint and are released; exit 130 or 143; the next sweep goes on")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_sweep_and_the_next_one_goes_on(tmp_path, number, code):
     process = start(tmp_path)
@@ -118,6 +124,7 @@ def test_a_signal_ends_the_sweep_and_the_next_one_goes_on(tmp_path, number, code
     assert started(tmp_path) <= TRIALS + 2  # only what was running is run again
 
 
+@pytest.mark.fault("sweep", "a second Ctrl-C", "everything ends at once, exit 130")
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
     stubborn = json.loads(json.dumps(GRID))
     stubborn["parameters"]["dataset_name"] = {"value": "toy?stubborn=1&seconds=30"}
@@ -133,6 +140,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
     wait_until(lambda: not alive(workers), 5)
 
 
+@pytest.mark.fault("sweep", "a hung trial with children of its own", "ended with its children, tried again")
 def test_a_grandchild_does_not_outlive_a_killed_trial(tmp_path):
     raw = json.loads(json.dumps(GRID))
     raw["parameters"]["dataset_name"] = {"value": "toy?child=1&hang=1&once=1"}

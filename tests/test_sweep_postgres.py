@@ -137,6 +137,7 @@ def test_two_machines_share_a_grid(tmp_path, start):
     assert starts(tmp_path / "a") + starts(tmp_path / "b") == TRIALS
 
 
+@pytest.mark.fault("sweep", "PostgreSQL: a machine dies", "its trial is taken over after the grace, done once")
 def test_a_dead_machine_s_trial_is_taken_over(tmp_path, start):
     doomed = start(tmp_path / "a", grid(seconds=1))
     wait_until(lambda: starts(tmp_path / "a") == 1)
@@ -147,6 +148,8 @@ def test_a_dead_machine_s_trial_is_taken_over(tmp_path, start):
     assert len(published(tmp_path / "b")) == TRIALS
 
 
+@pytest.mark.fault("sweep", "PostgreSQL: a frozen machine comes back late",
+                   "what it still has is dropped; nothing is published twice")
 def test_a_machine_that_comes_back_late_publishes_nothing_twice(tmp_path, start):
     sleeper = start(tmp_path / "a", grid(seconds=0.5))
     wait_until(lambda: starts(tmp_path / "a") == 1)
@@ -162,6 +165,8 @@ def test_a_machine_that_comes_back_late_publishes_nothing_twice(tmp_path, start)
     assert not published(tmp_path / "a")
 
 
+@pytest.mark.fault("sweep", "PostgreSQL: the server is gone for a while",
+                   "waited for as long as the grace; every trial is done once")
 def test_a_dropped_connection_is_waited_for(tmp_path, start, server):
     machines = [start(tmp_path / name, grid(seconds=0.3), grace=20.0) for name in "ab"]
     wait_until(lambda: len(published(tmp_path / "a", tmp_path / "b")) >= 2)

@@ -121,6 +121,8 @@ def test_a_crashed_worker_s_trial_is_taken_over(tmp_path):
     assert sorted(starts(tmp_path).values()) == [1, 1, 1, 1, 2, 2]
 
 
+@pytest.mark.fault("sweep", "a trial crashes, runs out of memory or diverges",
+                   "tried again as often as --retries where that may help, then failed with the reason")
 def test_failures_have_their_reason_in_the_record_and_in_the_closing_table(tmp_path):
     ending = sweep(tmp_path, grid(data="toy?crash=1&fail=2&nan=3"), retries=1)
     reasons = {record.config["seed"]: record.error["kind"] for record in records(tmp_path)}
@@ -140,6 +142,7 @@ def test_a_failed_trial_is_tried_again_by_the_next_sweep(tmp_path):
     assert {record.state for record in records(tmp_path)} == {"complete"}
 
 
+@pytest.mark.fault("sweep", "a trial hangs", "ended by --trial_timeout, tried again")
 def test_a_hung_trial_is_ended_with_its_children(tmp_path):
     ending = sweep(tmp_path, grid(data="toy?hang=2&once=1"), trial_timeout=1.0)
     assert ending.exit_code == 0 and len(records(tmp_path)) == 6
@@ -213,6 +216,7 @@ def test_confirm_trains_each_depth_s_choice_on_fresh_seeds(tmp_path):
     assert [board.already for board in again.boards] == [12, 4]
 
 
+@pytest.mark.fault("sweep", "a second sweep on the same directory", "exit 5, told who holds it")
 def test_a_second_sweep_is_told_who_holds_the_directory(tmp_path):
     with subprocess.Popen([sys.executable, str(HERE / "sweep_driver.py"), str(tmp_path), json.dumps(
             grid(data="toy?seconds=30")), "{}"]) as holder:

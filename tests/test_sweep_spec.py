@@ -61,6 +61,8 @@ parameters:
     assert spec.early_terminate.strict and spec.early_terminate.eta == 2
 
 
+@pytest.mark.fault("input", "YAML tags, alias bombs, duplicate keys, deep nesting",
+                   "refused with file and line; nothing runs")
 @pytest.mark.parametrize(("text", "reason"), [
     ("!!python/object/apply:os.system ['touch {marker}']", "only plain values"),
     ("method: !!python/name:os.system", "only plain values"),
@@ -90,6 +92,7 @@ def test_an_alias_that_stays_small_is_fine():
     assert parse_yaml("a: &a [1, 2]\nb: *a", "x") == {"a": [1, 2], "b": [1, 2]}
 
 
+@pytest.mark.fault("input", "a random YAML tree as a sweep (fuzz)", "a valid sweep or a clean error")
 @settings(max_examples=150, deadline=None)
 @given(st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)

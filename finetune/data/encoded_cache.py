@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,12 @@ def cached(key: str, build: Callable[[], Arrays]) -> Arrays:
             return _read(path) or _write(path, build())
     except EnvironmentProblem:
         return build()
+
+
+def entries() -> Iterator[tuple[Path, bool]]:
+    """Every entry, and whether it is what was written."""
+    for path in sorted((cache_root() / "encoded").glob("*.npz")):
+        yield path, _read(path) is not None
 
 
 def _read(path: Path) -> Arrays | None:
