@@ -8,6 +8,8 @@ import os
 import resource
 import signal
 import sys
+from multiprocessing import forkserver
+from pathlib import Path
 
 import psutil
 
@@ -16,6 +18,7 @@ from finetune.errors import FinetuneError
 from finetune.observer import Observer
 from finetune.results import RecordStore
 
+HERE = Path(__file__).parent
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["killing", "killing_preload"])
 
@@ -91,6 +94,18 @@ class LittleMemory(At):
         resource.setrlimit(resource.RLIMIT_AS, (used + self.free, resource.RLIM_INFINITY))
 
 
+def _serve():
+    """Python 3.11's server does not know this process's sys.path, and is silent about what it cannot import."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in [*map(str, (HERE, HERE.parent)), before] if path)
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
 def _child(knobs, folder, observer, log, threads):
     import torch
 
@@ -114,6 +129,7 @@ def run(knobs, folder, observer=None, threads=1):
     folder.mkdir(parents=True, exist_ok=True)
     log = folder.with_name(f"{folder.name}.log")  # not inside: that disk may be full
     log.write_text("")
+    _serve()
     process = _server.Process(target=_child, args=(knobs, folder, observer or At(), log, threads))
     process.start()
     process.join()
