@@ -102,10 +102,12 @@ def counts_of(board: Board) -> str:
 
 
 def progress_of(trial: Running) -> str:
+    """1/3 (12%): the epoch that is running, and the share of all steps that is done."""
     if trial.steps is None:
         return "preparing"
-    return f"{trial.epoch + 1 if trial.step < trial.steps else trial.epoch}/{trial.epochs or '?'}" \
-           f" ({100 * trial.step // max(1, trial.steps)}%)"
+    if trial.epochs and trial.epoch >= trial.epochs:
+        return "testing"
+    return f"{trial.epoch + 1}/{trial.epochs or '?'} ({100 * trial.step // max(1, trial.steps)}%)"
 
 
 def _number(value: float | None) -> str:
