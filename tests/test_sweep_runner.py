@@ -102,8 +102,15 @@ def test_an_edited_file_runs_only_what_is_new(tmp_path):
 ])
 def test_one_bad_point_and_nothing_runs(tmp_path, raw, error, words):
     with pytest.raises(error, match=re.escape(words)):
-        sweep(tmp_path, raw)
-    assert not starts(tmp_path) and not (tmp_path / "trials").exists()
+        sweep(tmp_path / "new", raw)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_was_there_stays_when_a_later_sweep_is_refused(tmp_path):
+    sweep(tmp_path, grid())
+    with pytest.raises(DataError):
+        sweep(tmp_path, grid(data="bad"))
+    assert len(records(tmp_path)) == 6
 
 
 def test_points_that_differ_in_inert_knobs_are_one_trial(tmp_path):

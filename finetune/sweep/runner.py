@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config import TrialConfig
-from finetune.errors import EnvironmentProblem, Interrupted
+from finetune.errors import ConfigError, DataError, EnvironmentProblem, Interrupted
 from finetune.files import FileLock, atomic_write
 from finetune.prefix.budget import hint_for
 from finetune.results import RecordStore, TrialRecord
@@ -58,7 +59,9 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, view: View) -> Ending:
 
     Raises ConfigError for a bad point, DataError, EnvironmentProblem (also: somebody holds the directory), Interrupted.
     """
-    with output_lock(options.output_dir), team_for(spec, options, view, options.output_dir / LOGS) as team:
+    existed = options.output_dir.exists()
+    with (output_lock(options.output_dir), nothing_half_written(options.output_dir, existed),
+          team_for(spec, options, view, options.output_dir / LOGS) as team):
         team.grow(team.count)  # all import torch while the first one resolves the points
         plan = make_plan(spec, options, team)
         for note in plan.notes():
@@ -202,6 +205,17 @@ class StatusFile:
             os.replace(temporary, self._path)
         except OSError:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def nothing_half_written(output_dir: Path, existed: bool) -> Iterator[None]:
+    """A sweep that is refused before it begins leaves no directory behind where there was none."""
+    try:
+        yield
+    except (ConfigError, DataError):
+        if not existed and not (output_dir / SWEEP_FILE).exists():
+            shutil.rmtree(output_dir, ignore_errors=True)
+        raise
 
 
 @contextmanager
