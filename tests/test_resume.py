@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import killing
 import pytest
@@ -35,14 +40,11 @@ def is_same(result, expected):
     assert result == expected
 
 
-@pytest.mark.fault("kill", "SIGKILL at every step of a trial",
-                   "resumed from the last checkpoint: metrics, predictions and weights, bit for bit")
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_killed_at_every_step_and_resumed_equals_uninterrupted(tmp_path, knobs, variant):
+def check_kills(tmp_path, knobs, variant, every):
+    """Killed at each `every`-th step, one after the other, then let through."""
     knobs = {**knobs, **VARIANTS[variant]}
     expected = uninterrupted(knobs, tmp_path / "whole")
     steps = 6 * knobs["num_train_epochs"]
-    every = 1 if variant == "prefix" else 3  # in make test: every step of one variant, every third of the others
     kept = 0  # the newest checkpoint: killed at a step, before that step's own is written
     for step in [*range(every, steps + 1, every), None]:
         code, said = killing.run(knobs, tmp_path / "killed", killing.At(step))
@@ -51,6 +53,21 @@ def test_killed_at_every_step_and_resumed_equals_uninterrupted(tmp_path, knobs, 
         kept = (step - 1) // 2 * 2 if step else None
     is_same(killing.result(tmp_path / "killed"), expected)
     assert not (tmp_path / "killed" / "checkpoints").exists()
+
+
+@pytest.mark.fault("kill", "SIGKILL at every step of a trial",
+                   "resumed from the last checkpoint: metrics, predictions and weights, bit for bit")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_killed_at_every_step_and_resumed_equals_uninterrupted(tmp_path, knobs, variant):
+    check_kills(tmp_path, knobs, variant, 1 if variant == "prefix" else 3)
+
+
+@pytest.mark.faults
+@pytest.mark.fault("kill", "SIGKILL at every step, in each variant: accumulation, phases, gradient norms, reuse",
+                   "resumed from the last checkpoint: metrics, predictions and weights, bit for bit")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_killed_at_every_single_step_of_every_variant(tmp_path, knobs, variant):
+    check_kills(tmp_path, knobs, variant, 1)
 
 
 @pytest.mark.fault("kill", "SIGINT or SIGTERM to a trial",
@@ -108,3 +125,17 @@ def test_a_damaged_checkpoint_is_skipped_by_the_trial(tmp_path, knobs):
     code, said = killing.run(knobs, tmp_path / "killed")
     assert code == 0 and "is skipped: tensors.safetensors does not match its checksum" in said and "resumed" not in said
     is_same(killing.result(tmp_path / "killed"), expected)
+
+
+@pytest.mark.fault("kill", "a signal to one of two ranks, in the middle of an epoch",
+                   "both stop at the same step; resumed on both, bit for bit the same")
+def test_two_ranks_stop_together_and_go_on(tmp_path, knobs):
+    knobs = {**knobs, "freeze_depth": 2, "per_device_train_batch_size": 4, "checkpointing_steps": None}
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+                           str(Path(__file__).with_name("resume_driver.py")), str(tmp_path), json.dumps(knobs), "8"],
+                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list(tmp_path.glob("interrupted.*"))) == 2
+    (record,) = killing.records(tmp_path / "stopped")
+    assert [resume["step"] for resume in record.resumes] == [8] and record.environment["processes"] == 2
+    assert killing.result(tmp_path / "stopped") == killing.result(tmp_path / "whole")
