@@ -175,7 +175,6 @@ class TrialConfig(BaseModel):
     per_device_eval_batch_size: int = knob(64, "evaluation rows per process and step", group="execution", unit="rows",
                                            in_trial_id=NEVER, ge=1, le=65536)
     mixed_precision: Literal["no", "bf16", "fp16"] = knob("no", "number format of the forward pass", group="execution")
-    torch_compile: bool = knob(False, "compile the trainable part with torch.compile", group="execution")
     gradient_checkpointing: bool = knob(
         False, "recompute activations in the backward pass to save memory", group="execution", in_trial_id=NEVER
     )
