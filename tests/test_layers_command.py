@@ -43,13 +43,14 @@ def test_phases_are_shown_by_epoch(tiny_bert_dir, capsys):
 
 
 def test_the_summary_shows_modules_and_which_train(tiny_bert_dir, capsys):
-    code, out, _ = run(capsys, tiny_bert_dir, "--freeze_depth", 1, "--summary")
+    code, out, _ = run(capsys, tiny_bert_dir, "--freeze_depth", 1)
     assert code == 0 and "BertLayer" in out and "Trainable params: 25,698" in out
+    assert "BertLayer" not in run(capsys, tiny_bert_dir, "--freeze_depth", 1, "--parts_only")[1]
 
 
 @pytest.mark.parametrize(("argv", "says"), [
     (["--freeze_depth=9"], "-1 to 4"), (["--strategy=prefx:2"], "did you mean prefix:4"),
-    (["--strategy=train:2-9"], "layers 0 to 3"), (["--summary", "--json"], "one of the two"),
+    (["--strategy=train:2-9"], "layers 0 to 3"),
 ])
 def test_a_wrong_request_is_one_sentence_and_exit_2(tiny_bert_dir, capsys, argv, says):
     code, out, err = run(capsys, tiny_bert_dir, *argv)

@@ -6,11 +6,10 @@ import argparse
 import json
 from typing import Any
 
-from finetune.errors import ConfigError
-
 KNOBS = ("freeze_depth", "strategy", "num_train_epochs", "reinit_layers", "pooling", "model_revision",
          "attn_implementation", "trust_remote_code")
 DATA_KNOBS = ("dataset_name", "dataset_config_name", "max_length")
+SUMMARY_DEPTH = 4  # down to the attention and feed-forward modules of a layer
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for knob in (*KNOBS, *DATA_KNOBS):
         parser.add_argument(f"--{knob}", metavar="VALUE", help=_help(knob))
     parser.add_argument("--audit", action="store_true", help="check on rows of --dataset_name what gradients reach")
-    parser.add_argument("--summary", action="store_true", help="the model's modules too, as torchinfo shows them")
+    parser.add_argument("--parts_only", action="store_true", help="without torchinfo's summary of the modules")
     parser.add_argument("--json", action="store_true", help="print JSON to stdout")
 
 
@@ -36,8 +35,6 @@ def _help(knob: str) -> str:
 def main(args: argparse.Namespace) -> int:
     from finetune.config import TrialConfig
 
-    if args.summary and args.json:
-        raise ConfigError("--summary is for people and --json for programs; give one of the two")
     knobs = {name: value for name in (*KNOBS, *DATA_KNOBS) if (value := getattr(args, name)) is not None}
     config = TrialConfig.from_mapping({"model_name_or_path": args.model, **knobs})
     from finetune.models.inspection import describe_layers, show_layers
@@ -46,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(described, ensure_ascii=False, indent=1))
         return 0
-    if args.summary:
+    if not args.parts_only:
         print(_summary(classifier))
     show_layers(described)
     return 0
@@ -55,5 +52,5 @@ def main(args: argparse.Namespace) -> int:
 def _summary(classifier: Any) -> str:
     import torchinfo
 
-    return str(torchinfo.summary(classifier, depth=4, verbose=0, row_settings=("var_names",),
+    return str(torchinfo.summary(classifier, depth=SUMMARY_DEPTH, verbose=0, row_settings=("var_names",),
                                  col_names=("num_params", "params_percent", "trainable")))
