@@ -135,7 +135,8 @@ def test_a_full_disk_while_the_study_is_written(small):
                    "exit 5 with a sentence; with room the same command goes on, to the same result")
 def test_a_trial_on_a_disk_that_fills_up(small, tmp_path, tiny_bert_dir):
     knobs = {"model_name_or_path": str(tiny_bert_dir), "train_size": 32, "evaluation_size": 16, "num_train_epochs": 2,
-             "per_device_train_batch_size": 8, "freeze_depth": 4, "prefix_cache": False, "checkpointing_steps": 1}
+             "per_device_train_batch_size": 8, "freeze_depth": 4, "prefix_cache": False, "checkpointing_steps": 1,
+             "save_model": False}
     assert killing.run(knobs, tmp_path / "whole")[0] == 0
     code, said = killing.run(knobs, small, killing.FillsUp(step=3, filler=small / "filler"))
     assert code == 5 and "cannot write a checkpoint" in said and "disk is full" in said, said

@@ -42,4 +42,5 @@ def test_the_micro_batch_is_halved(tmp_path, knobs):
     assert killing.run(knobs, tmp_path / "roomy")[0] == 0
     (roomy,) = killing.records(tmp_path / "roomy")
     assert roomy.micro_batch is None
-    assert record.history[0]["train"]["loss"] == pytest.approx(roomy.history[0]["train"]["loss"], rel=1e-2)
+    # The backbone's dropout draws other masks for other micro-batches.
+    assert record.history[0]["train"]["loss"] == pytest.approx(roomy.history[0]["train"]["loss"], rel=5e-2)

@@ -9,8 +9,9 @@ from finetune.errors import ConfigError
 from finetune.sweep.dry_run import dry_run
 from finetune.sweep.live import PlainView
 from finetune.sweep.plan import SweepOptions
-from finetune.sweep.runner import run_sweep
+from finetune.sweep.points import grid_points
 from finetune.sweep.spec import parse_spec
+from finetune.train import train
 
 
 def spec(model, **changes):
@@ -46,7 +47,8 @@ def test_it_counts_prices_and_keeps_nothing(tiny_bert_dir, tmp_path, capfd):
 def test_what_is_done_costs_nothing_more(tiny_bert_dir, tmp_path):
     options, asked = SweepOptions(tmp_path / "runs", workers=1), spec(tiny_bert_dir, seed={"values": [1]},
                                                                       learning_rate={"value": 1e-4})
-    run_sweep(asked, options, PlainView())
+    for point in grid_points(asked, {"output_dir": str(tmp_path / "runs")}):
+        train(point.config)
 
     forecast = dry_run(asked, options, PlainView())
 

@@ -33,7 +33,8 @@ def offline_sweep(staged, mode, **parameters):
     return RecordStore(staged.folder / "out")
 
 
-@pytest.mark.parametrize("mode", ["offline", pytest.param("disabled", marks=pytest.mark.slow)])
+@pytest.mark.slow  # two minutes: several agents, each polling every 5 s
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
 def test_an_offline_sweep_is_promoted_and_agents_finish_it(staged, mode):
     store = offline_sweep(staged, mode)
     assert not staged.runs() and len(store.trial_ids()) == 3
