@@ -292,6 +292,7 @@ class _Run:
                 trainer = self.trainer = self._fresh_trainer(splits)
         trainer.enter(epoch=1)
         self.audit = audit(trainer.classifier, trainer.plan, trainer.stack, splits["train"], self.data.task)
+        self.prefix.fill_ahead(*splits.values())
         return trainer
 
     def _fresh_trainer(self, splits: dict[str, Collator]) -> Trainer:

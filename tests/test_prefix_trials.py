@@ -77,6 +77,20 @@ def test_one_pass_fills_every_depth_that_the_sweep_needs(trial, monkeypatch):
     assert sorted(listing.facts["boundary"] for listing in PrefixStore().listing()) == found
 
 
+@pytest.mark.parametrize("depth", range(1, LAYERS + 1))
+def test_what_a_shallower_trial_filled_is_the_pretrained_model_s(trial, depth):
+    """A trial fills deeper depths for its sweep; by the time it is tested, its own upper layers have trained."""
+    from finetune.trial import resolve_trial
+
+    config = TrialConfig.from_mapping(trial(freeze_depth=0).record.config)
+    prefix_id = resolve_trial(config).describe()["prefix_id"]
+    budget.configure(PrefixHint(None, {prefix_id: dict.fromkeys(range(1, LAYERS + 1), 1)}))
+    trial(freeze_depth=1, learning_rate=1e-2)
+    filled = trial(freeze_depth=depth)
+    assert filled.record.prefix["used"]
+    assert_same_predictions(filled, trial(freeze_depth=depth, prefix_cache=False))
+
+
 @pytest.mark.parametrize("changes", [
     {"strategy": "bitfit"}, {"strategy": "norm_only"}, {"strategy": "lora:2"}, {"strategy": "lisa:1/2"},
     {"strategy": "full"}, {"strategy": "suffix:2"}, {"freeze_depth": -1},

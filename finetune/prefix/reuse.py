@@ -30,7 +30,7 @@ from finetune.prefix.fill import ROWS, TOKENS, Autocast, Prefix, as_array, fill,
 from finetune.prefix.replay import Replay
 from finetune.prefix.store import Entry, PrefixStore
 
-FILL_LAYOUT = 2  # raise it when what is computed changes
+FILL_LAYOUT = 3  # raise it when what is computed changes
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class PrefixReuse:
         self.store = PrefixStore()
         self.device = next(self.classifier.parameters()).device
         self._open: dict[tuple[str, int], Served | None] = {}
+        self._untrained = False  # layers above the boundary are known to be as pretrained
         self._replay: Replay | None = None
 
     # -- what the training loop calls ------------------------------------------------------------------------------
@@ -78,6 +79,17 @@ class PrefixReuse:
             self.boundary, self.reason = 0, "layers hand on more than their hidden state"
         if self._replay is not None:
             self._replay.remove()
+
+    def fill_ahead(self, *splits: Collator) -> None:
+        """Before the first step of a fresh model, and only then: fill every depth that the sweep needs.
+
+        Later the layers above this trial's boundary have trained, and what they say is this trial's alone.
+        """
+        self._untrained = True
+        try:
+            self.fill(*splits)
+        finally:
+            self._untrained = False
 
     def fill(self, *splits: Collator) -> None:
         """Find or compute what these splits will be asked for, outside of what is timed as training."""
@@ -156,7 +168,8 @@ class PrefixReuse:
     def _worth_keeping(self) -> set[int]:
         hint = current_hint()
         wanted = dict(hint.wanted.get(self.source.prefix_id, {}))
-        wanted = {depth: trials for depth, trials in wanted.items() if depth <= self.source.pristine_layers}
+        deepest = self.source.pristine_layers if self._untrained else self.boundary
+        wanted = {depth: trials for depth, trials in wanted.items() if depth <= deepest}
         if self.stack.carries_state or self.stack.layout == "other":
             wanted = {}
         wanted.setdefault(self.boundary, 1)
