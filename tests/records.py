@@ -113,7 +113,10 @@ def make_trial(
     if state != "complete":
         fields["error"] = {"kind": kind, "message": "planted"} if state == "failed" else None
         return TrialRecord(**{**fields, **(record or {})}), {}
-    rng = np.random.default_rng(int(trial_id[:12], 16))
+    # From what the test asked for alone: a new knob's default must not redraw every world.
+    drawn = digest_of([world.fingerprint, seed, {name: value for name, value in effective.items() if name in
+                                                 (*knobs, "strategy", "freeze_depth", "learning_rate")}])
+    rng = np.random.default_rng(int(drawn[:12], 16))
     predictions = {}
     for split, content in world.splits.items():
         predictions[f"{split}_logits"] = world.logits(split, skill, rng, noise)
