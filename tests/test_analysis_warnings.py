@@ -57,10 +57,16 @@ def test_collapsed_seeds(world, warned):
     assert found["collapsed-seeds"].startswith("depth 4: seed 9 collapsed to the baseline")
 
 
-def test_a_knob_that_acts_on_nothing_at_a_depth(world, warned):
+def with_an_inert_depth(world):
+    """A clean sweep and depth 6, where every learning rate is the same setting."""
     trials = clean(world, depths=(0, 2))
     trials += [make_trial(world, freeze_depth=6, learning_rate=1e-4, seed=seed, skill=1.6, phase=phase)
                for phase, seeds in (("tune", range(1, 4)), ("confirm", range(4, 10))) for seed in seeds]
+    return trials
+
+
+def test_a_knob_that_acts_on_nothing_at_a_depth(world, warned):
+    trials = with_an_inert_depth(world)
     assert warned(trials)["inert-knob"] == "learning_rate acts on nothing at depth 6: its values are one setting there"
 
 
@@ -83,9 +89,7 @@ def test_unequal_budgets(world, warned):
 
 
 def test_a_depth_where_a_knob_is_inert_has_no_unequal_budget(world, warned):
-    trials = clean(world, depths=(0, 2))
-    trials += [make_trial(world, freeze_depth=6, learning_rate=1e-4, seed=seed, skill=1.6, phase=phase)
-               for phase, seeds in (("tune", range(1, 4)), ("confirm", range(4, 10))) for seed in seeds]
+    trials = with_an_inert_depth(world)
     assert "unequal-budgets" not in warned(trials)
 
 
