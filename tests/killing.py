@@ -141,8 +141,13 @@ def records(folder):
 
 
 def result(folder):
-    """What must not depend on interruptions: everything in the record but times, memory and where it was."""
+    """What must not depend on interruptions, of the only record."""
     (record,) = records(folder)
+    return content(record)
+
+
+def content(record):
+    """Everything in a record but times, memory and where it was."""
     content = record.as_json()
     for name in ("checksum", "cost", "environment", "prefix", "resumes"):
         content.pop(name)

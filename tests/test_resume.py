@@ -129,8 +129,10 @@ def test_a_damaged_checkpoint_is_skipped_by_the_trial(tmp_path, knobs):
 
 @pytest.mark.fault("kill", "a signal to one of two ranks, in the middle of an epoch",
                    "both stop at the same step; resumed on both, bit for bit the same")
-def test_two_ranks_stop_together_and_go_on(tmp_path, knobs):
-    knobs = {**knobs, "freeze_depth": 2, "per_device_train_batch_size": 4, "checkpointing_steps": None}
+@pytest.mark.parametrize("reuse", [False, True])
+def test_two_ranks_stop_together_and_go_on(tmp_path, knobs, reuse):
+    knobs = {**knobs, "freeze_depth": 2, "per_device_train_batch_size": 4, "checkpointing_steps": None,
+             "prefix_cache": reuse}
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                            str(Path(__file__).with_name("resume_driver.py")), str(tmp_path), json.dumps(knobs), "8"],
                           capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -100,11 +103,30 @@ def test_a_setting_is_one_over_its_seeds(knobs):
     assert len(settings) == 1
 
 
-def test_a_diverging_trial_fails_as_non_finite_and_has_no_accuracy(knobs):
-    record = trial(knobs, freeze_depth=0, learning_rate=10, head_learning_rate=10, max_grad_norm=0,
-                   optimizer={"epsilon": 1e-30}, num_train_epochs=30).record
-    if record.state == "failed":
-        assert record.error["kind"] == "non-finite" and not record.metrics
+@pytest.mark.fault("numbers", "the loss or the logits are not finite", "the trial fails as non-finite, without accuracy")
+@pytest.mark.parametrize(("token", "where"), [("[CLS]", "training loss is nan in epoch 1"),
+                                              ("poison", "logits are not finite")])
+def test_a_trial_whose_numbers_are_not_finite_has_no_accuracy(knobs, tiny_bert_dir, tmp_path, token, where):
+    """A NaN in one token's embedding: of a token in every row, or of one that only validation has."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoTokenizer
+
+    folder, data = shutil.copytree(tiny_bert_dir, tmp_path / "model"), tmp_path / "data"
+    vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
+    weights = load_file(folder / "model.safetensors")
+    rare = next(word for word in ("z", "q", "j", "x") if word in vocabulary)
+    weights["embeddings.word_embeddings.weight"][vocabulary[rare if token == "poison" else token]] = math.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    data.mkdir()
+    for split in ("train", "validation", "test"):
+        rows = [{"text": f"a good film {number}" + (f" {rare}" if split == "validation" else ""), "label": number % 2}
+                for number in range(12)]
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    knobs = {name: value for name, value in knobs.items() if name not in ("train_size", "evaluation_size")}
+    outcome = trial(knobs, model_name_or_path=str(folder), dataset_name=str(data), freeze_depth=0)
+    assert outcome.record.state == "failed" and outcome.record.error["kind"] == "non-finite"
+    assert where in outcome.record.error["message"]
+    assert not outcome.record.metrics and not outcome.predictions
 
 
 def test_a_pruned_trial_has_no_test_figures(knobs):
