@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -358,6 +359,19 @@ def test_links_inside_a_hub_snapshot_are_read(tmp_path):
     snapshot.mkdir(parents=True)
     os.symlink(blobs / "abc.jsonl", snapshot / "train.jsonl")
     assert sum(sizes(load(snapshot)).values()) == 40
+
+
+@pytest.mark.fault("input", "archives in a data folder, with paths that lead out of it", "not opened; refused by name")
+def test_archives_are_not_opened(tmp_path):
+    inside = write(tmp_path / "inside", train=rows(60))
+    with zipfile.ZipFile(inside / "test.zip", "w") as archive:
+        archive.writestr("../../escaped.jsonl", json.dumps(rows(1)[0]))
+        archive.writestr("test.jsonl", "".join(json.dumps(row) + "\n" for row in rows(40)))
+    before = sorted(tmp_path.rglob("*"))
+    assert sum(sizes(load(inside)).values()) == 60
+    with pytest.raises(DataError, match=r"test\.zip: \.zip is not a data format"):
+        load(inside / "test.zip")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.fault("input", "pipes and odd names in a data folder", "inert, never waited for")

@@ -237,6 +237,26 @@ def test_layer_decay_is_a_factor_per_layer():
     assert rates["head.linears.0.weight"] == pytest.approx(1e-2)
 
 
+def test_fp16_s_loss_scale_does_not_reach_clipping_or_weights():
+    """A power of two scales exactly; a step whose gradients overflow is left out, and the scale falls."""
+    def trained(scale=None, overflow=False):
+        torch.manual_seed(0)
+        trainer = trainer_for(build("BERT"), freeze_depth=1, count=4, max_grad_norm=0.5)
+        torch.manual_seed(0)
+        if scale:
+            trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        if overflow:
+            trainer.classifier.head.linears[0].weight.register_hook(lambda gradient: gradient * math.inf)
+        moved = train(trainer).moved[1]
+        return trainer, moved, {name: p.detach().clone() for name, p in trainer.classifier.named_parameters()}
+
+    _, moved, plain = trained()
+    _, _, scaled = trained(1024.0)
+    assert moved and all(torch.equal(scaled[name], value) for name, value in plain.items())
+    trainer, moved, _ = trained(1024.0, overflow=True)
+    assert trainer.step == 1 and not moved and trainer.accelerator.scaler.get_scale() == 512.0
+
+
 @pytest.mark.parametrize("frozen_dropout", [False, True])
 def test_frozen_modules_run_in_eval_mode_unless_asked_otherwise(frozen_dropout):
     trainer = trainer_for(build("BERT"), freeze_depth=2, frozen_dropout=frozen_dropout)

@@ -103,7 +103,7 @@ def test_a_setting_is_one_over_its_seeds(knobs):
     assert len(settings) == 1
 
 
-@pytest.mark.fault("numbers", "the loss or the logits are not finite", "the trial fails as non-finite, without accuracy")
+@pytest.mark.fault("numbers", "the loss or the logits are not finite", "failed as non-finite, without accuracy")
 @pytest.mark.parametrize(("token", "where"), [("[CLS]", "training loss is nan in epoch 1"),
                                               ("poison", "logits are not finite")])
 def test_a_trial_whose_numbers_are_not_finite_has_no_accuracy(knobs, tiny_bert_dir, tmp_path, token, where):
