@@ -121,9 +121,9 @@ def _train(config: TrialConfig, store: RecordStore, tracker: Tracker, force: boo
 
     try:
         done = agreed(finished_before)
+        if is_main_process() and (done is not None or force):
+            store.forget_checkpoints(resolved.trial_id)  # a kill right after the record has left them
         if done is None:
-            if force and is_main_process():
-                store.forget_checkpoints(resolved.trial_id)
             ending = Ending(store, tracker)
             run_trial(config, observer=Observers([ProgressLines(), ending]), output_dir=store.root)
             return ending.record

@@ -122,6 +122,8 @@ class Dispatcher:
         while True:
             idle = [worker for worker in self.team.workers if worker.ready and worker not in self._busy]
             if not idle:
+                if len(self.team.workers) == self.team.count:
+                    return
                 waiting = 0 if self._over() else self.search.waiting() + self._drawable()
                 self.team.grow(len(self._busy) + len(self._again) + waiting)
                 return

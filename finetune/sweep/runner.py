@@ -62,13 +62,13 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, view: View) -> Ending:
     existed = options.output_dir.exists()
     with (output_lock(options.output_dir), nothing_half_written(options.output_dir, existed),
           team_for(spec, options, view, options.output_dir / LOGS) as team):
-        team.grow(team.count)  # all import torch while the first one resolves the points
-        plan = make_plan(spec, options, team)
-        for note in plan.notes():
-            view.say(note)
+        team.grow(team.count)  # all import torch while the study is opened and the first one resolves the points
         storage = StudyStorage(options.storage, options.output_dir, grace=options.grace)
         try:
             for note in storage.notes:
+                view.say(note)
+            plan = make_plan(spec, options, team)
+            for note in plan.notes():
                 view.say(note)
             ending = Sweep(plan, options, team, storage, view).run()
         finally:
@@ -165,7 +165,10 @@ def records_on_disk(store: RecordStore, plan: Plan) -> dict[str, TrialRecord]:
     """Intact results, by trial_id; damaged ones are set aside. A failed trial is no result: it is tried again."""
     wanted = store.trial_ids() if plan.open_ended else [candidate.trial_id for candidate in plan.candidates]
     records = {trial_id: store.load_complete(trial_id) for trial_id in wanted}
-    return {trial_id: record for trial_id, record in records.items() if record and record.state != "failed"}
+    found = {trial_id: record for trial_id, record in records.items() if record and record.state != "failed"}
+    for trial_id in found:
+        store.forget_checkpoints(trial_id)  # a kill right after the record has left them
+    return found
 
 
 def _board(plan: Plan, search: Search, finished: dict[str, TrialRecord], workers: int, phase: str) -> Board:

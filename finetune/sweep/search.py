@@ -8,6 +8,7 @@ A study is a queue and a memory for the search. Results are read from the record
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ class Search:
         self.study = storage.patiently(self._open)
         self._study_key = storage.patiently(lambda: storage.optuna.get_study_id_from_name(name))
         self._known: dict[str, Candidate] = {}
+        self._queue: deque[int] | None = None  # SQLite: the waiting trials, read once, since nobody else takes them
 
     def _open(self) -> optuna.Study:
         return optuna.create_study(
@@ -154,6 +156,7 @@ class Search:
 
     def _add(self, trial: FrozenTrial) -> None:
         key = self.storage.optuna.create_new_trial(self._study_key, template_trial=trial)
+        self._queue = None
         if self.storage.shared and trial.state == TrialState.WAITING:
             # A trial without a heartbeat never counts as stale: whoever takes it might die before the first one.
             self.storage.optuna.record_heartbeat(key)
@@ -172,9 +175,9 @@ class Search:
         return self.storage.patiently(self._take)
 
     def _take(self) -> Ticket | None:
-        while self._trials(TrialState.WAITING):
+        while self._waiting():
             with self.storage.together(self._lock_key):
-                trial = self.study.ask()
+                trial = self._ask()
                 attributes = trial.user_attrs
                 if "trial_id" not in attributes:  # another coordinator was faster: this one was made up on the spot
                     self._set_failed(trial._trial_id)
@@ -186,6 +189,22 @@ class Search:
                 continue
             return self._ticket(trial, attributes)
         return None
+
+    def _ask(self) -> optuna.Trial:
+        """The next waiting trial. `study.ask` reads every unfinished trial for it: a second each of a thousand."""
+        if self.storage.shared:
+            return self.study.ask()
+        key = self._queue[0]
+        self.storage.optuna.set_trial_state_values(key, TrialState.RUNNING)
+        self._queue.popleft()
+        return optuna.Trial(self.study, key)
+
+    def _waiting(self) -> int:
+        if self.storage.shared:
+            return len(self._trials(TrialState.WAITING))
+        if self._queue is None:
+            self._queue = deque(trial._trial_id for trial in self._trials(TrialState.WAITING))
+        return len(self._queue)
 
     def _ticket(self, trial: optuna.Trial, attributes: Mapping[str, Any]) -> Ticket:
         known = self._known.get(attributes["trial_id"])
@@ -206,6 +225,7 @@ class Search:
 
     def _draw(self) -> Ticket:
         seen = len(self._trials())
+        self._queue = None  # what is asked for here may be a waiting one
         if self.spec.method == "bayes":
             # Seeded anew from what has been asked: after a restart the same point is not suggested again.
             self.study.sampler = _gaussian_process(self.search_seed + seen)
@@ -322,7 +342,7 @@ class Search:
         return self.storage.patiently(lambda: len(self._trials(TrialState.RUNNING)))
 
     def waiting(self) -> int:
-        return self.storage.patiently(lambda: len(self._trials(TrialState.WAITING)))
+        return self.storage.patiently(self._waiting)
 
     def knows(self, ticket: Ticket, trial_id: str) -> bool:
         """Whether another trial of the study is the same one, and not failed."""
