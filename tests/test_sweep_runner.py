@@ -75,6 +75,16 @@ def test_a_grid_runs_once_and_is_published_whole(tmp_path):
     assert "best accuracy 0.9079 (freeze_depth=0 seed=3)" in closing(ending, tmp_path)
 
 
+@pytest.mark.fault("kill", "killed between a record and the removal of its checkpoints",
+                   "the next sweep removes them, and trains nothing again")
+def test_checkpoints_beside_a_record_go_with_the_next_sweep(tmp_path):
+    sweep(tmp_path, grid())
+    left = tmp_path / "checkpoints" / RecordStore(tmp_path).trial_ids()[0] / "step-00000008-epoch-0002"
+    left.mkdir(parents=True)
+    sweep(tmp_path, grid())
+    assert set(starts(tmp_path).values()) == {1} and not (tmp_path / "checkpoints").exists()
+
+
 def test_a_rerun_does_only_what_is_missing(tmp_path):
     sweep(tmp_path, grid())
     first, second, *_ = records(tmp_path)
