@@ -204,6 +204,8 @@ def run_trial(config: TrialConfig, *, observer: Observer | None = None, output_d
             if not is_out_of_memory(error):
                 raise
             outcome = run.failed("out-of-memory", run.out_of_memory(error))
+        finally:
+            run.release()
     observer.finished(outcome.record, outcome.predictions)
     return outcome
 
@@ -487,6 +489,11 @@ class _Run:
             target = RecordStore(self.output_dir).folder(record.trial_id) / MODEL_FOLDER
             record = record.model_copy(update={"model": keep_model(self.resolved, trainer.classifier, record, target)})
         return TrialOutcome(record, predictions)
+
+    def release(self) -> None:
+        """Model and optimizer refer back to this object: without this they wait for the garbage collector, and the
+        next trial of a warm worker is built beside them."""
+        self.trainer = self.prefix = None
 
     def _truth(self, split: str) -> dict[str, np.ndarray]:
         rows = self.data.splits[split]

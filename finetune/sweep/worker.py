@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import logging
 import os
@@ -79,6 +80,7 @@ def _serve(connection: Connection, task: Any, options: WorkerOptions) -> None:
             configure(content)
         elif kind == "run":
             connection.send(_run(connection, task, *content, options))
+            gc.collect()  # models refer to themselves; the next one shall not be built beside the last
 
 
 def _resolve(task: Any, key: Any, knobs: Mapping[str, Any]) -> tuple[str, Any]:
@@ -168,6 +170,7 @@ def _load(options: WorkerOptions) -> Any:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(options.threads)
+    gc.freeze()  # the libraries stay: the collector need not look through them again
     return task
 
 
