@@ -25,8 +25,8 @@ class Figure(NamedTuple):
 
 def make_figures(curves: Sequence[Curve], margin: float, probes: Sequence[dict[str, Any]] = ()) -> list[Figure]:
     return [*_main(curves, margin), *_sizes(curves), *_lost(curves, margin), *_differences(curves, margin),
-            *_costs(curves), *_classes(curves), *_probe(curves, margin, probes), *_learning(curves),
-            *_heatmaps(curves), *_budgets(curves)]
+            *_costs(curves), *_equal_compute(curves), *_classes(curves), *_probe(curves, margin, probes),
+            *_learning(curves), *_heatmaps(curves), *_budgets(curves)]
 
 
 def _main(curves: Sequence[Curve], margin: float) -> Iterator[Figure]:
@@ -87,6 +87,17 @@ def _costs(curves: Sequence[Curve]) -> Iterator[Figure]:
             yield draw(f"pareto-{cost.name.replace('_', '-')}", "cost", f"Quality against {cost.axis.split(' (')[0]}",
                        "Filled marks on the line are not beaten in both (the Pareto front); 95% intervals.",
                        lambda ax, found=fronts, own=cost: plots_cost.draw_pareto(found, own, curves[0].metric, ax))
+
+
+def _equal_compute(curves: Sequence[Curve]) -> Iterator[Figure]:
+    for name, curve in _numbered(curves, "equal-compute"):
+        found = plots_cost.spent(curve)
+        if len(found) > 1:
+            yield draw(name, "cost", _titled(curve, "At equal compute"),
+                       "What each had reached after so much training time: its best epoch so far on validation, mean "
+                       "over the reported seeds. Every schedule is as long as its own training, so that an early epoch "
+                       "is not what a shorter run would have ended with.",
+                       lambda ax, own=found, m=curve.protocol.group.selection: plots_cost.draw_spent(own, m, ax))
 
 
 def _classes(curves: Sequence[Curve]) -> Iterator[Figure]:

@@ -1,4 +1,4 @@
-"""Quality against what it costs, with the Pareto front; and every arm's difference to full fine-tuning."""
+"""Quality against what it costs: the Pareto front, equal compute, and every arm's difference to full fine-tuning."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from analysis import stats, svg
 from analysis.curves import Curve, Point
+from analysis.load import Arm
 from analysis.plots import axis_name, number, scale_of
+from analysis.plots_tuning import line_styles
 from analysis.words import signed
+from finetune.evaluation import higher_is_better
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,6 +99,47 @@ def draw_pareto(fronts: Sequence[list[CostPoint]], cost: Cost, metric: str, ax: 
 
 def _full_label(point: CostPoint) -> str:
     return point.strategy if point.freeze_depth is None else f"depth {point.label}"
+
+
+class Spent(NamedTuple):
+    """What one arm had reached when each of its epochs ended; means over the reported seeds."""
+
+    arm: Arm
+    seconds: list[float]  # since the start of a trial that shares nothing
+    best: list[float]  # validation metric of the best epoch so far
+
+
+def spent(curve: Curve) -> list[Spent]:
+    """Arms whose epochs were all timed. Epochs that not every seed has are left out."""
+    metric = curve.protocol.group.selection
+    best_of = np.maximum if higher_is_better(metric) else np.minimum
+    found = []
+    for point in curve.points:
+        histories = [trial.record.history for trial in point.trials]
+        epochs = min(map(len, histories), default=0)
+        seconds = np.array([[entry.get("train_seconds", math.nan) for entry in history[:epochs]]
+                            for history in histories])
+        values = np.array([[entry.get("validation", {}).get(metric, math.nan) for entry in history[:epochs]]
+                           for history in histories])
+        if epochs and np.isfinite(seconds).all() and np.isfinite(values).all():
+            prefix = np.array([[trial.record.cost.get("prefix_seconds") or 0.0] for trial in point.trials])
+            ends = (prefix + seconds.cumsum(axis=1)).mean(axis=0)
+            found.append(Spent(point.arm, ends.tolist(), best_of.accumulate(values, axis=1).mean(axis=0).tolist()))
+    return found
+
+
+def draw_spent(found: Sequence[Spent], metric: str, ax: Axes) -> None:
+    """One step line per arm: read upwards at any time, it says what each had reached by then."""
+    scale = scale_of(metric)
+    for (colour, marker), line in zip(line_styles(len(found)), found, strict=True):
+        ax.plot(line.seconds, [scale * value for value in line.best], marker, linestyle="-", drawstyle="steps-post",
+                color=colour, markersize=4, linewidth=1.2, label=line.arm.name)
+        for epoch, (seconds, value) in enumerate(zip(line.seconds, line.best, strict=True), start=1):
+            mark, = ax.plot([seconds], [scale * value], marker, color=colour, markersize=4)
+            svg.hover(mark, f"{line.arm.name}, after epoch {epoch} ({seconds:.3g} s): {number(metric, value)}")
+    ax.set_xlabel("training time so far, of a trial alone (s)")
+    ax.set_ylabel("best validation " + metric + " so far" + (" (%)" if scale == 100 else ""))
+    ax.figure.legend(loc="outside right center", fontsize=8.5)
 
 
 class Change(NamedTuple):

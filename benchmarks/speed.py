@@ -4,9 +4,9 @@
     python benchmarks/speed.py --only suffix --baseline_trials 1          one scenario, the baseline from fewer trials
 
 The baseline (a) is baseline_trial.py, one process per trial, run the better of two ways; (b) is notebook_loop.py. Of
-each depth at most --baseline_trials N trials are run and stand for the others of that depth: what a trial costs does not
-depend on its learning rate, its seed or (next to nothing) its head's size. Accuracies are compared over the trials that
-both sides have run. A baseline trial that two scenarios ask for is run once.
+each depth at most --baseline_trials N trials are run and stand for the others of that depth: what a trial costs does
+not depend on its learning rate, its seed or (next to nothing) its head's size. Accuracies are compared over the trials
+that both sides have run. A baseline trial that two scenarios ask for is run once.
 """
 
 from __future__ import annotations

@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 from records import World, make_trial, publish, sweep_trials
 
-from analysis.report import write_report
+from analysis.load import load_directory
+from analysis.plots_cost import spent
+from analysis.report import make_curves, write_report
 from finetune.cli import main as cli
 from finetune.errors import ConfigError
 
@@ -110,8 +112,19 @@ def test_every_document_is_there(written):
             "tables/epochs.csv", "tables/epochs.parquet", "tables/examples.parquet", "tables/examples.csv.gz",
             "tables/curve.tex", "tables/comparisons.tex", "figures/curve.svg", "figures/differences.svg",
             "figures/pareto-train-seconds.svg", "figures/pareto-peak-memory-bytes.svg",
-            "figures/pareto-trainable-share.svg", "figures/grid-learning_rate.svg", "figures/learning.svg",
-            "figures/classes.svg", "figures/budget.svg"} <= found
+            "figures/pareto-trainable-share.svg", "figures/equal-compute.svg",
+            "figures/grid-learning_rate.svg", "figures/learning.svg", "figures/classes.svg", "figures/budget.svg"} <= found
+
+
+def test_equal_compute_is_the_best_epoch_so_far_against_time(tmp_path):
+    world, best = World(rows=60), {2: 1, 3: 3}
+    publish(tmp_path, [make_trial(world, freeze_depth=depth, seed=seed, best_epoch=best[seed])
+                       for depth in (0, 2) for seed in (2, 3)])
+    (curve,) = make_curves(load_directory(tmp_path))
+    full, frozen = spent(curve)
+    assert (full.seconds, frozen.seconds) == ([30, 60, 90], [35, 65, 95])  # 5 s for its prefix
+    level = np.mean([trial.record.metrics["validation"]["accuracy"] for trial in curve.points[0].trials])
+    np.testing.assert_allclose(full.best, level - np.array([0.04, 0.02, 0.0]) / 2)  # one seed is there from the start
 
 
 def test_tables_are_tidy_and_equal_in_both_formats(written):
