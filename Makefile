@@ -17,7 +17,7 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "fault or faults"
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/speed.py --out runs/bench.json

@@ -17,7 +17,7 @@ PROMISE = """# Nothing lost
 checkpoint. A resumed trial equals an uninterrupted one bit for bit on the same machine and versions. Corrupt bytes are
 never used. Nothing from a configuration, a data set or a checkpoint executes.*
 
-The promise is held by the tests below. `make test` runs the fast ones, `make test-faults` the long ones too.
+The promise is held by the tests below. `make test` runs the fast ones, `make test-faults` the whole matrix.
 
 ## How
 

@@ -113,7 +113,8 @@ def test_every_document_is_there(written):
             "tables/curve.tex", "tables/comparisons.tex", "figures/curve.svg", "figures/differences.svg",
             "figures/pareto-train-seconds.svg", "figures/pareto-peak-memory-bytes.svg",
             "figures/pareto-trainable-share.svg", "figures/equal-compute.svg",
-            "figures/grid-learning_rate.svg", "figures/learning.svg", "figures/classes.svg", "figures/budget.svg"} <= found
+            "figures/grid-learning_rate.svg", "figures/learning.svg", "figures/classes.svg",
+            "figures/budget.svg"} <= found
 
 
 def test_equal_compute_is_the_best_epoch_so_far_against_time(tmp_path):

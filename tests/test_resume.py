@@ -70,6 +70,21 @@ def test_killed_at_every_single_step_of_every_variant(tmp_path, knobs, variant):
     check_kills(tmp_path, knobs, variant, 1)
 
 
+@pytest.mark.faults
+@pytest.mark.fault("kill", "one SIGKILL, at any step, in each variant",
+                   "resumed from the last checkpoint: metrics, predictions and weights, bit for bit")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_killed_once_at_any_step(tmp_path, knobs, variant):
+    knobs = {**knobs, **VARIANTS[variant]}
+    expected = uninterrupted(knobs, tmp_path / "whole")
+    for step in range(1, 6 * knobs["num_train_epochs"] + 1):
+        folder = tmp_path / f"killed-{step}"
+        assert killing.run(knobs, folder, killing.At(step))[0] == -signal.SIGKILL
+        code, said = killing.run(knobs, folder)
+        assert code == 0, said
+        is_same(killing.result(folder), expected)
+
+
 @pytest.mark.fault("kill", "SIGINT or SIGTERM to a trial",
                    "a checkpoint after the running step, exit 130 or 143; resumed, bit for bit the same")
 def test_a_signal_checkpoints_and_the_next_run_goes_on(tmp_path, knobs):
