@@ -118,6 +118,8 @@ def depth_phrase(curve: Curve, point: Point) -> str:
         return "the embeddings"
     if total and depth == total:
         return "the whole backbone"
+    if depth == 1:
+        return f"the first of {total} layers" if total else "the first layer"
     return f"the first {depth} of {total} layers" if total else f"the first {depth} layers"
 
 

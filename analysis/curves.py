@@ -126,7 +126,17 @@ def alone_seconds(trial: Trial) -> float | None:
     cost = trial.record.cost
     if cost.get("train_seconds") is None:
         return None
-    return float(cost["train_seconds"]) + float(cost.get("prefix_seconds") or 0.0)
+    return float(cost["train_seconds"]) + train_prefix_seconds(trial)
+
+
+def train_prefix_seconds(trial: Trial) -> float:
+    """What building the activations of the training rows took; of older records the rows' share of the whole."""
+    cost, rows = trial.record.cost, trial.record.data.get("rows") or {}
+    known = cost.get("prefix_train_seconds")
+    if known is not None:
+        return float(known)
+    share = rows["train"] / sum(rows.values()) if rows.get("train") else 1.0
+    return share * float(cost.get("prefix_seconds") or 0.0)
 
 
 @dataclass(frozen=True)

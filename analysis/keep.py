@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.load import PROBE_FILE, SWEEP_FILE, load_directory
@@ -16,15 +17,21 @@ from analysis.report import make_curves
 from finetune.results import RecordStore
 
 
-def keep(run: Path, kept: Path) -> int:
-    """Copy RUN's records to KEPT, which must not hold any yet; returns how many. Raises ConfigError without records."""
+def keep(run: Path, kept: Path, leave_out: Sequence[str] = ()) -> int:
+    """Copy RUN's records to KEPT, which must not hold any yet; returns how many. Raises ConfigError without records.
+
+    `leave_out`: figures of cost that were found to be wrong; they are None in what is kept.
+    """
     loaded = load_directory(run)
     reported = {trial.record.trial_id for curve in make_curves(loaded) for point in curve.points
                 for trial in point.trials}
     store = RecordStore(kept)
     for trial in loaded.trials:
         predictions = trial.read() if trial.record.trial_id in reported else {}
-        store.publish(trial.record.model_copy(update={"files": {}}),
+        cost = {name: None if name in leave_out else value for name, value in trial.record.cost.items()}
+        history = [{name: value for name, value in entry.items() if name not in leave_out}
+                   for entry in trial.record.history]
+        store.publish(trial.record.model_copy(update={"files": {}, "cost": cost, "history": history}),
                       {name: array for name, array in predictions.items() if name.startswith("test_")})
     for name in (SWEEP_FILE, PROBE_FILE):
         if (run / name).exists():
@@ -36,8 +43,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis.keep", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN", help="a sweep's output directory, e.g. runs/rotten_tomatoes")
     parser.add_argument("kept", type=Path, metavar="KEPT", help="where it is kept, e.g. docs/results/rotten_tomatoes")
+    parser.add_argument("--leave_out", action="append", default=[], metavar="NAME",
+                        help="a figure of cost that was found to be wrong, e.g. peak_memory_bytes (repeatable)")
     args = parser.parse_args()
-    count = keep(args.run, args.kept)
+    count = keep(args.run, args.kept, args.leave_out)
     size = sum(path.stat().st_size for path in args.kept.rglob("*") if path.is_file())
     print(json.dumps({"records": count, "bytes": size}))
 

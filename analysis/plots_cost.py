@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from analysis import stats, svg
-from analysis.curves import Curve, Point
+from analysis.curves import Curve, Point, train_prefix_seconds
 from analysis.load import Arm
 from analysis.plots import axis_name, number, scale_of
 from analysis.plots_tuning import line_styles
@@ -122,7 +122,7 @@ def spent(curve: Curve) -> list[Spent]:
         values = np.array([[entry.get("validation", {}).get(metric, math.nan) for entry in history[:epochs]]
                            for history in histories])
         if epochs and np.isfinite(seconds).all() and np.isfinite(values).all():
-            prefix = np.array([[trial.record.cost.get("prefix_seconds") or 0.0] for trial in point.trials])
+            prefix = np.array([[train_prefix_seconds(trial)] for trial in point.trials])
             ends = (prefix + seconds.cumsum(axis=1)).mean(axis=0)
             found.append(Spent(point.arm, ends.tolist(), best_of.accumulate(values, axis=1).mean(axis=0).tolist()))
     return found

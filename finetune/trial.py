@@ -262,7 +262,8 @@ class _Run:
         self.trainer: Trainer | None = None
         self.prefix: PrefixReuse | None = None
         self.filling_since = 0.0
-        self.cost: dict[str, float | None] = {"setup_seconds": 0.0, "prefix_seconds": 0.0, "train_seconds": 0.0,
+        self.cost: dict[str, float | None] = {"setup_seconds": 0.0, "prefix_seconds": 0.0,
+                                              "prefix_train_seconds": 0.0, "train_seconds": 0.0,
                                               "evaluation_seconds": 0.0, "checkpoint_seconds": 0.0}
         self.audit: AuditReport | None = None
         self.resumes: list[dict[str, Any]] = []
@@ -525,7 +526,8 @@ class _Run:
         resolved, data = self.resolved, self.data
         seen = len(data.splits["train"]) * len(self.history)
         if self.prefix is not None:
-            self.cost["prefix_seconds"] = self.prefix.prefix_seconds
+            self.cost["prefix_seconds"] = self.prefix.prefix_seconds(*self.splits.values())
+            self.cost["prefix_train_seconds"] = self.prefix.prefix_seconds(self.splits["train"])
         self.cost |= {"peak_memory_bytes": self._peak_memory(),
                       "examples_per_second": seen / self.cost["train_seconds"] if self.history else None}
         return TrialRecord(

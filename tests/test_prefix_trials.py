@@ -50,7 +50,7 @@ def test_a_whole_run_ends_with_the_same_predictions(trial, depth):
         np.testing.assert_array_equal(warm.predictions[name], values)
     for outcome in (cold, warm):
         assert outcome.record.prefix["used"] and outcome.record.prefix["boundaries"] == [depth]
-        assert outcome.record.cost["prefix_seconds"] > 0
+        assert outcome.record.cost["prefix_seconds"] > outcome.record.cost["prefix_train_seconds"] > 0
     assert warm.record.prefix["saved_seconds"] > cold.record.prefix["saved_seconds"]
 
 

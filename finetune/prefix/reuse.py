@@ -124,10 +124,10 @@ class PrefixReuse:
                  "boundaries": sorted({one.boundary for one in served})}
         return found if served or self.reason is None else {**found, "reason": self.reason}
 
-    @property
-    def prefix_seconds(self) -> float:
-        """What building the activations that this trial read has cost, whoever paid for it."""
-        return sum(one.entry.seconds for one in self._open.values() if one is not None)
+    def prefix_seconds(self, *splits: Collator) -> float:
+        """What building the activations that this trial read of these splits has cost, whoever paid for it."""
+        wanted = {split.encoded.fingerprint for split in splits}
+        return sum(one.entry.seconds for (split, _), one in self._open.items() if one is not None and split in wanted)
 
     # -- finding and filling ---------------------------------------------------------------------------------------
 

@@ -43,10 +43,15 @@ class Board:
     pending: Counter[str] = field(default_factory=Counter)  # waiting trials by kind
     durations: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     started: float = field(default_factory=time.monotonic)
+    finished: float | None = None  # when the phase had ended
 
     @property
     def ended(self) -> int:
         return self.already + self.complete + self.pruned + self.failed
+
+    def seconds(self) -> float:
+        """How long the phase has been running, or ran."""
+        return (time.monotonic() if self.finished is None else self.finished) - self.started
 
     def offer_best(self, value: float, label: str) -> None:
         if self.best is None or (value > self.best[0] if self.maximize else value < self.best[0]):
@@ -73,7 +78,7 @@ class Board:
             "name": self.name, "phase": self.phase, "metric": self.metric, "total": self.total, "already": self.already,
             "complete": self.complete, "pruned": self.pruned, "failed": self.failed, "workers": self.workers,
             "best": None if self.best is None else {"value": self.best[0], "trial": self.best[1]},
-            "seconds_left": self.seconds_left(), "running_seconds": now - self.started,
+            "seconds_left": self.seconds_left(), "running_seconds": self.seconds(),
             "running": [{"worker": index, **_public(trial), "seconds": now - trial.since}
                         for index, trial in sorted(self.running.items())],
         }

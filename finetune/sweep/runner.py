@@ -125,6 +125,7 @@ class Sweep:
         try:
             dispatcher.run()
         finally:
+            board.finished = time.monotonic()
             view.write(board, ended=True)
         self.failures += dispatcher.failures
         return board
