@@ -14,6 +14,7 @@ import torch
 from finetune import loop, trial
 from finetune.prefix import budget, reuse
 from finetune.randomness import stream_seed
+from finetune.trial import resolve_trial  # noqa: F401  (a task offers it)
 
 PARTS = {
     "reuse": "no reuse of frozen activations (prefix_cache: false)",

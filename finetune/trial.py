@@ -65,9 +65,12 @@ REPORT_EVERY_SECONDS = 0.5
 REPEATS_ITSELF = ("non-finite", "leak")  # failures that a checkpoint would only lead to again
 
 AUDIT_ROWS = 4
+# With what trains, this decides where a backward pass goes. Not the seed, not the rates.
+AUDITED_BY = ("strategy", "freeze_depth", "pooling", "head_size", "reinit_layers", "gradient_checkpointing",
+              "mixed_precision", "max_length")
 FILLING_EVERY_SECONDS = 10.0
 # Trials of one sweep, in one worker, see the same rows again and again.
-_kept_rows, _kept_encodings, _kept_baselines = Kept(4), Kept(12), Kept(4)
+_kept_rows, _kept_encodings, _kept_baselines, _kept_audits = Kept(4), Kept(12), Kept(4), Kept(32)
 
 
 @dataclass(frozen=True)
@@ -294,9 +297,17 @@ class _Run:
                 self.observer.said(f"checkpoint {checkpoint.name} is not used: {error}; the trial starts again")
                 trainer = self.trainer = self._fresh_trainer(splits)
         trainer.enter(epoch=1)
-        self.audit = audit(trainer.classifier, trainer.plan, trainer.stack, splits["train"], self.data.task)
+        self.audit = self._audited(trainer)
         self.prefix.fill_ahead(*splits.values())
         return trainer
+
+    def _audited(self, trainer: Trainer) -> AuditReport:
+        """Once per process for what decides where gradients go; the first training step of every trial is audited too.
+        """
+        config, plan = self.config, trainer.plan
+        deciding = (plan.trainable, self.data.task, self.data.num_outputs, *(config.get(name) for name in AUDITED_BY))
+        return _kept_audits.get((self.resolved.backbone,), deciding, lambda: audit(
+            trainer.classifier, plan, trainer.stack, self.splits["train"], self.data.task))
 
     def _fresh_trainer(self, splits: dict[str, Collator]) -> Trainer:
         classifier, stack = build_classifier(self.resolved)

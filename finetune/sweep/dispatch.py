@@ -160,6 +160,11 @@ class Dispatcher:
         unresolved = sum(assignment.ticket.trial_id is None for assignment in self._in_hand())
         return self.team.count if cap is None else max(0, cap - self.search.asked_for() - unresolved)
 
+    def _knows_what_follows(self) -> bool:
+        """Whether the result at hand decides nothing about the next trial."""
+        metric = self.search.spec.metric
+        return not self.plan.open_ended and (metric is None or metric.target is None)
+
     def _assignment(self, ticket: Ticket) -> Assignment | None:
         """None (and a failed trial) for a drawn point that is no valid configuration."""
         label = label_of(ticket.values, self.plan.searched)
@@ -284,6 +289,8 @@ class Dispatcher:
         else:
             self._free(worker)
             seconds = time.monotonic() - assignment.since
+            if self._knows_what_follows():
+                self._assign()  # the worker trains on while this result is written
             if self._publish(assignment, record, predictions):
                 self._count(assignment, record, seconds)
 

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -73,25 +72,28 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, view: View) -> Ending:
             ending = Sweep(plan, options, team, storage, view).run()
         finally:
             storage.close()
-    probe_layers(plan, options, view)
+        probe_layers(plan, options, team, view)
     return ending
 
 
-def probe_layers(plan: Plan, options: SweepOptions, view: View) -> None:
+def probe_layers(plan: Plan, options: SweepOptions, team: Team, view: View) -> None:
     """Linear probes on every depth's features, once, after a sweep over depths; what it finds is a picture, no result.
 
-    In a process of its own, since the coordinator has no torch.
+    A worker does it, which has torch, texts and weights at hand; by then all cores are free.
     """
     if "freeze_depth" not in plan.searched or options.task != SweepOptions.task or options.storage is not None:
         return
-    if (options.output_dir / PROBE_FILE).exists():
+    worker = next((worker for worker in team.workers if worker.ready), None)
+    if (options.output_dir / PROBE_FILE).exists() or worker is None:
         return
     view.say("probing the frozen features of every depth (one pass over the texts)")
-    done = subprocess.run([sys.executable, "-m", "finetune.probe", str(options.output_dir)], capture_output=True,
-                          text=True)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        view.say(f"no layer probe: {reason}")
+    worker.send("probe", (options.output_dir, team.machine.cores))
+    while True:
+        for event in team.events(1.0):
+            if event.worker is worker and event.kind in ("probed", "died"):
+                if event.content is not None:
+                    view.say(f"no layer probe: {event.content}")
+                return
 
 
 class Sweep:

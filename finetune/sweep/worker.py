@@ -1,11 +1,11 @@
 """The child process that trains: it imports torch once, keeps data and backbone warm, and answers its coordinator.
 
 coordinator -> worker    ("resolve", [(key, knobs), …])    ("run", (knobs, {"sweep", "protocol"} or None))
-                         ("verdict", verdict)    ("quit", None)
+                         ("verdict", verdict)    ("probe", (folder, threads))    ("quit", None)
 worker -> coordinator    ("ready", None)    ("resolved", (key, description))    ("refused", (key, error))
                          ("resolving_done", None)    ("started", description)    ("stepped", (step, total, loss))
                          ("said", sentence)    ("noted", sentence about W&B)    ("epoch", entry)
-                         ("finished", (record, predictions))    ("failed", error)
+                         ("finished", (record, predictions))    ("failed", error)    ("probed", reason or None)
 An error is {"type": class name, "problems": [line, …]}.
 """
 
@@ -19,6 +19,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from finetune.results import TrialRecord
 from finetune.tracking import open_tracker, speak_through
 
 _PR_SET_PDEATHSIG = 1
+WORTH_COLLECTING = 3.0  # seconds of a trial; collecting takes a tenth of that
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,13 @@ def _serve(connection: Connection, task: Any, options: WorkerOptions) -> None:
             _resolve(task, None, content)  # loads data and backbone; what is wrong with them, the first worker says
         elif kind == "prefix":
             configure(content)
+        elif kind == "probe":
+            connection.send(("probed", _probe(*content)))
         elif kind == "run":
+            began = time.monotonic()
             connection.send(_run(connection, task, *content, options))
-            gc.collect()  # models refer to themselves; the next one shall not be built beside the last
+            if time.monotonic() - began > WORTH_COLLECTING:
+                gc.collect()  # models refer to themselves; the next one shall not be built beside the last
 
 
 def _resolve(task: Any, key: Any, knobs: Mapping[str, Any]) -> tuple[str, Any]:
@@ -104,6 +110,22 @@ def _run(connection: Connection, task: Any, knobs: Mapping[str, Any], origin: Ma
         raise
     except Exception as error:
         return "failed", _describe(error)
+
+
+def _probe(folder: Path, threads: int) -> str | None:
+    """Why there is no layer probe, or None."""
+    import torch
+
+    from finetune.probe import probe_directory
+
+    torch.set_num_threads(threads)
+    try:
+        probe_directory(folder)
+    except Interrupted:
+        raise
+    except Exception as error:
+        return _describe(error)["problems"][0]
+    return None
 
 
 @contextlib.contextmanager
