@@ -137,8 +137,9 @@ def test_the_best_epoch_comes_back_whole_when_more_trained_later(knobs, tmp_path
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     config = TrialConfig.from_mapping({
         **knobs, "dataset_name": str(tmp_path), "strategy": "lp_ft:1", "num_train_epochs": 2, "train_size": None,
-        "learning_rate": 1.0, "metric_for_best_model": "loss", "evaluation_size": None})
+        "learning_rate": 0.1, "metric_for_best_model": "loss", "evaluation_size": None})
     result = run_trial(config)
+    assert result.record.state == "complete", result.record.error
     assert result.record.best_epoch == 1 and result.record.history[1]["validation"]["loss"] > (
         result.record.history[0]["validation"]["loss"])
     torch.testing.assert_close(torch.from_numpy(result.predictions["test_logits"]),
