@@ -37,8 +37,12 @@ COMMON = {"train_size": 600, "subset_seed": 0, "evaluation_size": 300, "num_trai
 HEADS = {"head_learning_rate": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2], "head_size": [0, 64, 128, 256], "seed": [1, 2, 3]}
 RATES, SEEDS = [2e-5, 5e-5], [1, 2]
 TARGETS = {"all": 2.5, "suffix": 4.5, "heads": 100}
-TITLES = {"all": "all depths 0..6 x 2 learning rates x 2 seeds", "suffix": "depths 3..6 x 2 learning rates x 2 seeds",
-          "heads": "depth 6, 60 heads", "bad": "depths 0..2, long texts, 1 learning rate, 1 seed"}
+ACCURACY = {"freeze_depth": [5], "learning_rate": [5e-5], "seed": [1, 2, 3, 4, 5, 6]}  # on enough rows to compare
+TITLES = {
+    "all": "all depths 0..6 x 2 learning rates x 2 seeds", "suffix": "depths 3..6 x 2 learning rates x 2 seeds",
+    "heads": "depth 6, 60 heads", "bad": "depths 0..2, long texts, 1 learning rate, 1 seed",
+    "accuracy": "depth 5, 6 seeds, 1,000 validation and test rows each",
+}
 
 
 @dataclass
@@ -286,7 +290,7 @@ def say(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    choices = ("heads", "suffix", "all", "ladder", "bad", "notebook")
+    choices = ("heads", "suffix", "all", "ladder", "accuracy", "bad", "notebook")
     parser.add_argument("--only", nargs="+", choices=choices, default=choices)
     parser.add_argument("--baseline_trials", type=int, default=4,
                         help="trials per depth that stand for all of them; 0: every one (default: 4)")
@@ -297,7 +301,8 @@ def main() -> None:
     bench = Bench(args, work)
     scenarios = {"all": ({"freeze_depth": list(range(7)), "learning_rate": RATES, "seed": SEEDS}, COMMON),
                  "suffix": ({"freeze_depth": [3, 4, 5, 6], "learning_rate": RATES, "seed": SEEDS}, COMMON),
-                 "heads": ({"freeze_depth": [6], **HEADS}, COMMON)}
+                 "heads": ({"freeze_depth": [6], **HEADS}, COMMON),
+                 "accuracy": (ACCURACY, {**COMMON, "evaluation_size": 1000})}
     try:
         for name in args.only:
             if name in scenarios:
