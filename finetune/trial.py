@@ -67,7 +67,7 @@ REPEATS_ITSELF = ("non-finite", "leak")  # failures that a checkpoint would only
 AUDIT_ROWS = 4
 # With what trains, this decides where a backward pass goes. Not the seed, not the rates.
 AUDITED_BY = ("strategy", "freeze_depth", "pooling", "head_size", "reinit_layers", "gradient_checkpointing",
-              "mixed_precision", "max_length")
+              "mixed_precision", "max_length", "attn_implementation")
 FILLING_EVERY_SECONDS = 10.0
 # Trials of one sweep, in one worker, see the same rows again and again.
 _kept_rows, _kept_encodings, _kept_baselines, _kept_audits = Kept(4), Kept(12), Kept(4), Kept(32)
@@ -305,8 +305,10 @@ class _Run:
         """Once per process for what decides where gradients go; the first training step of every trial is audited too.
         """
         config, plan = self.config, trainer.plan
-        deciding = (plan.trainable, self.data.task, self.data.num_outputs, *(config.get(name) for name in AUDITED_BY))
-        return _kept_audits.get((self.resolved.backbone,), deciding, lambda: audit(
+        deciding = (self.resolved.backbone.digest, plan.trainable, self.data.task, self.data.num_outputs,
+                    *(config.get(name) for name in AUDITED_BY))
+        # By the model's digest: keeping the backbone itself would hold every model of a sweep over many.
+        return _kept_audits.get((), deciding, lambda: audit(
             trainer.classifier, plan, trainer.stack, self.splits["train"], self.data.task))
 
     def _fresh_trainer(self, splits: dict[str, Collator]) -> Trainer:
