@@ -1,6 +1,6 @@
 """The trial with one part of its speed taken away, for the leave-one-out ladder: a task module for `run_sweep`.
 
-BENCH_WITHOUT names the part: reuse, shared_pass, grouping, fused, warm. The numbers of a trial stay what they are,
+BENCH_WITHOUT names the part: reuse, shared_pass, grouping, fused, warm, one_token. The numbers of a trial stay what they are,
 but for the order of rows where grouping is off.
 """
 
@@ -23,6 +23,7 @@ PARTS = {
     "fused": "AdamW without fusing",
     "warm": "data, tokens and weights read anew by every trial",
 }
+ONE_TOKEN = {"one_token": "every token of the last layer is finished, although the head reads one"}  # pooling: cls
 WITHOUT = os.environ.get("BENCH_WITHOUT", "")
 
 
@@ -39,6 +40,8 @@ if WITHOUT == "grouping":
     loop.training_batches, loop.evaluation_batches = shuffled_batches, batches_in_order
 if WITHOUT == "shared_pass":
     reuse.current_hint = lambda: budget.PrefixHint()
+if WITHOUT == "one_token":
+    trial.Classifier.read_one_token = lambda self, source: None
 if WITHOUT == "fused":
     _make_optimizer = loop.make_optimizer
 

@@ -193,14 +193,24 @@ class Bench:
         """One part left out at a time, on a small sweep."""
         from parts_off import PARTS
 
-        scenario = Scenario("ladder", {"freeze_depth": [3, 4, 5, 6], "seed": [1, 2]})
         say("ladder: depths 3..6 x 2 seeds, one part left out at a time")
-        for part in ("", *PARTS):
+        self.leave_out("ladder", COMMON, PARTS)
+
+    def one_token(self) -> None:
+        """What it saves that the last layer finishes only the token that `pooling: cls` reads."""
+        from parts_off import ONE_TOKEN
+
+        say("one token: depths 3..6 x 2 seeds, pooling: cls")
+        self.leave_out("one_token", {**COMMON, "pooling": "cls"}, ONE_TOKEN)
+
+    def leave_out(self, group: str, fixed: dict[str, Any], parts: dict[str, str]) -> None:
+        scenario = Scenario(group, {"freeze_depth": [3, 4, 5, 6], "seed": [1, 2]}, dict(fixed))
+        for part in ("", *parts):
             cache = Path(tempfile.mkdtemp(dir=self.work))
             found = self.ours(scenario, cache, part or "whole", {"BENCH_WITHOUT": part,
                               "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"}, task="parts_off")
-            self.keep("ladder", part or "whole", {"seconds": found["seconds"], "what": PARTS.get(part, "everything on"),
-                                                  "test_accuracy": mean(found["test_accuracy"].values())})
+            self.keep(group, part or "whole", {"seconds": found["seconds"], "what": parts.get(part, "nothing"),
+                                               "test_accuracy": mean(found["test_accuracy"].values())})
 
     def notebook(self) -> None:
         """(b), on two depths."""
@@ -264,11 +274,12 @@ def tables(found: dict[str, Any]) -> str:
                   "| depth | baseline | ours |",
                   "|---|---|---|"]
         lines += [f"| {depth} | {baseline:.3f} | {ours:.3f} |" for depth, baseline, ours in accuracies_of(one)]
-    if found.get("ladder"):
-        whole = found["ladder"]["whole"]["seconds"]
-        lines += ["", "| left out | seconds | times as long | test accuracy |", "|---|---|---|---|"]
-        lines += [f"| {one['what']} | {one['seconds']:.1f} | {one['seconds'] / whole:.2f} | "
-                  f"{one['test_accuracy']:.3f} |" for one in found["ladder"].values()]
+    for group in ("ladder", "one_token"):
+        if group in found:
+            whole = found[group]["whole"]["seconds"]
+            lines += ["", f"{group}:", "", "| left out | seconds | times as long | test accuracy |", "|---|---|---|---|"]
+            lines += [f"| {one['what']} | {one['seconds']:.1f} | {one['seconds'] / whole:.2f} | "
+                      f"{one['test_accuracy']:.3f} |" for one in found[group].values()]
     for trial in found.get("notebook", {}).get("trials", []):
         lines.append(f"\nNotebook's loop, depth {trial['depth']}: {trial['seconds']:.0f} s, test {trial['test']:.3f}")
     return "\n".join(lines)
@@ -290,7 +301,7 @@ def say(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    choices = ("heads", "suffix", "all", "ladder", "accuracy", "bad", "notebook")
+    choices = ("heads", "suffix", "all", "ladder", "one_token", "accuracy", "bad", "notebook")
     parser.add_argument("--only", nargs="+", choices=choices, default=choices)
     parser.add_argument("--baseline_trials", type=int, default=4,
                         help="trials per depth that stand for all of them; 0: every one (default: 4)")
@@ -311,7 +322,7 @@ def main() -> None:
             elif name == "bad":
                 bench.compare(Scenario("bad", {"freeze_depth": [0, 1, 2]}, long_texts(work)))
             else:
-                {"ladder": bench.ladder, "notebook": bench.notebook}[name]()
+                {"ladder": bench.ladder, "one_token": bench.one_token, "notebook": bench.notebook}[name]()
     finally:
         if not args.keep:
             shutil.rmtree(work, ignore_errors=True)

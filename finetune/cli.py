@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -23,21 +22,14 @@ SUBCOMMANDS = {
     "cache": ("finetune.prefix.command", "show or clear what is kept to be reused: activations of frozen layers"),
     "data": ("finetune.data.command", "list and inspect data sets"),
     "doctor": ("finetune.doctor", "check this machine, an output directory and the cache, and say what to do"),
-}
-OPTIONAL = {
     "new": ("finetune.data.new", "write a sweep file by answering questions"),
     "sync": ("finetune.sync", "bring an offline sweep to W&B"),
 }
 
 
-def available() -> dict[str, tuple[str, str]]:
-    found = {name: entry for name, entry in OPTIONAL.items() if importlib.util.find_spec(entry[0])}
-    return {**SUBCOMMANDS, **found}
-
-
 def usage() -> str:
     lines = ["usage: finetune COMMAND [options]", "", "How many layers can I freeze, and what does it cost me?", ""]
-    lines += [f"  {name:8} {doc}" for name, (_, doc) in available().items()]
+    lines += [f"  {name:8} {doc}" for name, (_, doc) in SUBCOMMANDS.items()]
     return "\n".join([*lines, "", "finetune COMMAND --help shows a command's options."])
 
 
@@ -64,13 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(name: str, argv: list[str]) -> int:
     from finetune.errors import ConfigError, did_you_mean
 
-    commands = available()
-    if name not in commands:
-        raise ConfigError(f"no such command; there are {', '.join(commands)}{did_you_mean(name, commands)}")
-    module = importlib.import_module(commands[name][0])
+    if name not in SUBCOMMANDS:
+        raise ConfigError(f"no such command; there are {', '.join(SUBCOMMANDS)}{did_you_mean(name, SUBCOMMANDS)}")
+    module = importlib.import_module(SUBCOMMANDS[name][0])
     if name == "train":
         return module.run(argv)
-    parser = argparse.ArgumentParser(prog=f"finetune {name}", description=commands[name][1], allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=f"finetune {name}", description=SUBCOMMANDS[name][1], allow_abbrev=False)
     module.configure(parser)
     return module.main(parser.parse_args(argv))
 

@@ -223,6 +223,8 @@ def build_classifier(resolved: ResolvedTrial) -> tuple[Classifier, LayerStack]:
     if config.gradient_checkpointing:  # the non-reentrant kind: the other drops gradients above a frozen prefix
         stack.model.gradient_checkpointing_enable({"use_reentrant": False})
     classifier = Classifier(stack.model, head, chosen_pooling(config.pooling, stack))
+    if not config.gradient_checkpointing:  # there layers run again, when nobody says which token is read
+        classifier.read_one_token(resolved.backbone)
     return classifier, stack.bind(classifier)
 
 

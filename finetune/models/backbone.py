@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 from finetune.config import TrialConfig
 from finetune.errors import ConfigError, EnvironmentProblem, Problem
 from finetune.models.layers import TOP, LayerStack
+from finetune.models.one_token import cuttable_modules
 from finetune.models.sources import ModelFiles, Source, find_model
 
 UNSTATED_LENGTH = 10**9  # a tokenizer that states no limit says 1e30
@@ -44,6 +45,11 @@ class Backbone:
     @property
     def width(self) -> int:
         return self.stack.width
+
+    @cached_property
+    def cuttable(self) -> tuple[str, ...]:
+        """See cuttable_modules: tried once, and only where a pooling reads one token."""
+        return cuttable_modules(self.stack)
 
     @property
     def padding_side(self) -> str:

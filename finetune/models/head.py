@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from finetune.models.one_token import Reader, install
+
+if TYPE_CHECKING:
+    from finetune.models.backbone import Backbone
 
 
 def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -14,18 +21,22 @@ def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
-def first_token(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The first real token, wherever the padding is: (batch, tokens, width) -> (batch, width)."""
-    return hidden[torch.arange(len(hidden), device=hidden.device), mask.argmax(1)]
+def first_token(mask: Tensor) -> Tensor:
+    """Where the first real token is, wherever the padding is: mask (batch, tokens) -> (batch,)."""
+    return mask.argmax(1)
 
 
-def last_token(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The last real token, wherever the padding is: (batch, tokens, width) -> (batch, width)."""
-    positions = torch.arange(mask.shape[1], device=mask.device)
-    return hidden[torch.arange(len(hidden), device=hidden.device), (mask * positions).argmax(1)]
+def last_token(mask: Tensor) -> Tensor:
+    """Where the last real token is, wherever the padding is: mask (batch, tokens) -> (batch,)."""
+    return (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
 
 
-POOLINGS = {"mean": mean_pool, "cls": first_token, "last": last_token}
+def very_first(mask: Tensor) -> Tensor:
+    """What transformers' poolers read: mask (batch, tokens) -> (batch,) of 0."""
+    return torch.zeros(len(mask), dtype=torch.long, device=mask.device)
+
+
+READ = {"cls": first_token, "last": last_token, "pooler": very_first}  # poolings that read one token of each row
 
 
 class Head(nn.Module):
@@ -72,13 +83,28 @@ class Classifier(nn.Module):
     def __init__(self, backbone: nn.Module, head: Head, pooling: str):
         super().__init__()
         self.backbone, self.head, self.pooling = backbone, head, pooling
+        self.reader: Reader | None = None
+
+    def read_one_token(self, source: Backbone) -> None:
+        """From now on the last layer finishes only the token that the pooling reads; nothing changes for a mean.
+
+        `source`: what this classifier's backbone is a copy of.
+        """
+        if self.pooling in READ and source.cuttable:
+            self.reader = install(self.backbone, source.cuttable)
 
     def pool(self, **inputs: Tensor) -> Tensor:
         """The head's input: (batch, width)."""
-        output = self.backbone(**inputs)
+        mask = inputs["attention_mask"]
+        if self.pooling == "mean":
+            return mean_pool(self.backbone(**inputs).last_hidden_state, mask)
+        position = READ[self.pooling](mask)
+        with self.reader.at(position, mask.shape[1]) if self.reader else nullcontext():
+            output = self.backbone(**inputs)
         if self.pooling == "pooler":
             return output.pooler_output
-        return POOLINGS[self.pooling](output.last_hidden_state, inputs["attention_mask"])
+        hidden = output.last_hidden_state
+        return hidden[:, 0] if hidden.shape[1] == 1 else hidden[torch.arange(len(mask), device=mask.device), position]
 
     def forward(self, pooled: Tensor | None = None, **inputs: Tensor) -> Tensor:
         """input_ids, attention_mask and where the model has them token_type_ids, all (batch, tokens) -> logits.

@@ -30,7 +30,7 @@ from finetune.prefix.fill import ROWS, TOKENS, Autocast, Prefix, as_array, fill,
 from finetune.prefix.replay import Replay
 from finetune.prefix.store import Entry, PrefixStore
 
-FILL_LAYOUT = 3  # raise it when what is computed changes
+FILL_LAYOUT = 4  # raise it when what is computed changes
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ def _from_delta(folder: Path, manifest: KeptModel) -> LoadedModel:
                                  f"{backbone.digest[:12]}: its weights, config or tokenizer are others")
     stack = prepare_backbone(backbone, config, resolve_strategy(config, backbone.num_layers))
     classifier = Classifier(stack.model, _head(manifest, backbone.width), manifest.pooling)
+    classifier.read_one_token(backbone)
     _fill(classifier, load_file(folder / DELTA), folder)
     return LoadedModel(classifier.eval(), backbone, manifest)
 
@@ -58,6 +59,7 @@ def _from_full(folder: Path, manifest: KeptModel) -> LoadedModel:
     model = backbone.fresh_model()
     strip_unused_pooler(model, manifest.pooling)
     classifier = Classifier(model, _head(manifest, backbone.width), manifest.pooling)
+    classifier.read_one_token(backbone)
     _fill(classifier.head, load_file(folder / HEAD), folder)
     return LoadedModel(classifier.eval(), backbone, manifest)
 

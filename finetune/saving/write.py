@@ -64,7 +64,7 @@ def changed_tensors(classifier: Classifier, backbone: Backbone) -> dict[str, Ten
     for name, parameter in classifier.named_parameters():
         tensor = parameter.detach().cpu()
         before = base.get(base_name(name.removeprefix(BACKBONE))) if name.startswith(BACKBONE) else None
-        if before is None or not torch.equal(tensor, before):
+        if before is None or not (tensor.data_ptr() == before.data_ptr() or torch.equal(tensor, before)):
             changed[name] = _plain(tensor)
     return changed
 

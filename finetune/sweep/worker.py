@@ -60,11 +60,23 @@ def main(connection: Connection, options: WorkerOptions) -> None:
         task = _load(options)
         connection.send(("ready", None))
         _serve(connection, task, options)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _leave()
     except Interrupted as interruption:
         sys.exit(interruption.exit_code)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         sys.exit(1)  # the coordinator is gone
+
+
+def _leave() -> None:
+    """All is said and written: taking torch and the models down in order would take the better part of a second.
+
+    Not where wandb is loaded, which ends its own processes on the way out.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if "wandb" not in sys.modules:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _serve(connection: Connection, task: Any, options: WorkerOptions) -> None:
