@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(BIN)/finetune report runs/quickstart
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not faults"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not faults"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -9,20 +9,27 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.load import PROBE_FILE, SWEEP_FILE, load_directory
 from analysis.report import make_curves
+from finetune.errors import ConfigError, FinetuneError, Problem, did_you_mean
 from finetune.results import RecordStore
 
 
 def keep(run: Path, kept: Path, leave_out: Sequence[str] = ()) -> int:
-    """Copy RUN's records to KEPT, which must not hold any yet; returns how many. Raises ConfigError without records.
+    """Copy RUN's records to KEPT, which must not hold any yet; returns how many.
 
-    `leave_out`: figures of cost that were found to be wrong; they are None in what is kept.
+    `leave_out`: figures of cost that were found to be wrong; they are None in what is kept. Raises ConfigError without
+    records, and for a figure that no record has.
     """
     loaded = load_directory(run)
+    figures = {name for trial in loaded.trials for name in trial.record.cost}
+    if unknown := [name for name in leave_out if name not in figures]:
+        raise ConfigError([Problem("--leave_out", name, f"allowed: {', '.join(sorted(figures))}"
+                                   + did_you_mean(name, figures)) for name in unknown])
     reported = {trial.record.trial_id for curve in make_curves(loaded) for point in curve.points
                 for trial in point.trials}
     store = RecordStore(kept)
@@ -46,7 +53,11 @@ def main() -> None:
     parser.add_argument("--leave_out", action="append", default=[], metavar="NAME",
                         help="a figure of cost that was found to be wrong, e.g. peak_memory_bytes (repeatable)")
     args = parser.parse_args()
-    count = keep(args.run, args.kept, args.leave_out)
+    try:
+        count = keep(args.run, args.kept, args.leave_out)
+    except FinetuneError as error:
+        print(f"analysis.keep: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
     size = sum(path.stat().st_size for path in args.kept.rglob("*") if path.is_file())
     print(json.dumps({"records": count, "bytes": size}))
 

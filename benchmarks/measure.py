@@ -18,7 +18,7 @@ import psutil
 @dataclass(frozen=True)
 class Measured:
     seconds: float
-    peak_memory_bytes: int  # resident, all processes of the command; shared pages are counted in each
+    peak_memory_bytes: int  # proportional set size of all processes of the command: a shared page counts once in all
     output: str
 
 
@@ -61,7 +61,7 @@ def _watch(pid: int, peak: list[int], done: threading.Event) -> None:
         try:
             root = psutil.Process(pid)
             for process in [root, *root.children(recursive=True)]:
-                total += process.memory_info().rss
+                total += process.memory_full_info().pss
         except psutil.Error:
             continue
         peak[0] = max(peak[0], total)

@@ -16,6 +16,15 @@ if "FINETUNE_CACHE" not in os.environ:  # tests leave nothing in the user's
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")  # tests about W&B say what they want
 
+# Minutes each, and a file stays on one worker: they begin first, so that none is left for the end.
+LONGEST = ("test_wandb_stops", "test_wandb_sweep", "test_resume", "test_wandb_modes", "test_faults_sweep",
+           "test_sweep_kill", "test_analysis_report", "test_sweep_postgres", "test_sweep_runner", "test_freezing_ranks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Needs --no-loadscope-reorder."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(scope="session")
 def tiny_bert_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -324,6 +324,14 @@ def test_what_is_kept_is_small_and_rebuilds_the_report(tmp_path):
     assert set(np.load(next(kept.rglob("predictions.npz")))) == {"test_logits", "test_labels", "test_ids"}
 
 
+def test_a_figure_to_leave_out_that_no_record_has_is_refused(tmp_path):
+    from analysis.keep import keep
+
+    publish(tmp_path / "run", trials_of(World(rows=20))[:1])
+    with pytest.raises(ConfigError, match="--leave_out = 'train_secnds'.*did you mean train_seconds"):
+        keep(tmp_path / "run", tmp_path / "kept", ["train_secnds"])
+
+
 def test_identical_settings_on_other_seeds_differ_in_nothing(tmp_path):
     world = World(rows=200)
     for name, seeds in (("null-a", range(1, 9)), ("null-b", range(11, 19))):

@@ -28,13 +28,12 @@ def records(staged):
 
 
 def test_two_agents_exhaust_the_grid_under_accelerate_launch(staged):
-    sweep = staged.wandb_sweep(str(staged.sweep_file(command=LAUNCHED, freeze_depth=[0, 4], seed=[1, 2])))
+    sweep = staged.wandb_sweep(str(staged.sweep_file(command=LAUNCHED, freeze_depth=[0, 2, 4])))
     staged.finish(staged.agent(sweep), staged.agent(sweep))
     runs, found = staged.runs(), records(staged)
-    assert [run.state for run in runs] == ["finished"] * 4
-    assert sorted((run.params()["freeze_depth"], run.params()["seed"]) for run in runs) == [
-        (0, 1), (0, 2), (4, 1), (4, 2)]
-    assert len({run.agent for run in runs}) == 2 and len(found) == 4
+    assert [run.state for run in runs] == ["finished"] * 3
+    assert sorted(run.params()["freeze_depth"] for run in runs) == [0, 2, 4]
+    assert len({run.agent for run in runs}) == 2 and len(found) == 3
     for run in runs:
         record = found[run.params()["trial"]["trial_id"]]
         assert record.wandb_run["id"] == run.name and record.sweep == sweep.rsplit("/", 1)[-1]
