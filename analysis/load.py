@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -147,7 +148,7 @@ def load_sources(sources: list[str]) -> Loaded:
     if not loaded.trials:
         what = f"; {loaded.problems[0]}" if loaded.problems else ""
         raise ConfigError(f"no trial records in {', '.join(sources)} (a sweep writes DIR/trials/*/record.json); run "
-                          f"`finetune sweep FILE --output_dir {sources[0]}` first{what}")
+                          f"`finetune sweep FILE --output_dir {shlex.quote(sources[0])}` first{what}")
     return loaded
 
 

@@ -56,7 +56,7 @@ def side_by_side(commands: Sequence[Sequence[str]], env: dict[str, str]) -> tupl
 
 
 def _watch(pid: int, peak: list[int], done: threading.Event) -> None:
-    while not done.wait(0.2):
+    while not done.wait(2.0):  # reading it holds the process up for milliseconds
         total = 0
         try:
             root = psutil.Process(pid)

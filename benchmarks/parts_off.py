@@ -1,7 +1,7 @@
 """The trial with one part of its speed taken away, for the leave-one-out ladder: a task module for `run_sweep`.
 
-BENCH_WITHOUT names the part: reuse, shared_pass, grouping, fused, warm, one_token. The numbers of a trial stay what they are,
-but for the order of rows where grouping is off.
+BENCH_WITHOUT names the part: reuse, shared_pass, grouping, fused, warm, one_token. The numbers of a trial stay what
+they are, but for the order of rows where grouping is off.
 """
 
 from __future__ import annotations

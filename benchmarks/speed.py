@@ -277,7 +277,8 @@ def tables(found: dict[str, Any]) -> str:
     for group in ("ladder", "one_token"):
         if group in found:
             whole = found[group]["whole"]["seconds"]
-            lines += ["", f"{group}:", "", "| left out | seconds | times as long | test accuracy |", "|---|---|---|---|"]
+            lines += ["", f"{group}:", "", "| left out | seconds | times as long | test accuracy |",
+                      "|---|---|---|---|"]
             lines += [f"| {one['what']} | {one['seconds']:.1f} | {one['seconds'] / whole:.2f} | "
                       f"{one['test_accuracy']:.3f} |" for one in found[group].values()]
     for trial in found.get("notebook", {}).get("trials", []):

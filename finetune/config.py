@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticUndefined
 
@@ -289,6 +290,8 @@ def _allowed(annotation: Any, metadata: list[Any]) -> str:
             words.append("a list of names")
         else:
             words.append(kinds[option])
+    if {int, float} <= set(_options(annotation)):  # validation_size and its like
+        return "a count (an integer >= 1) or a share (above 0 and below 1)" + (" or None" if optional else "")
     symbols = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     limits = [f"{symbols[key]} {value}" for item in metadata for key, value in _limits(item) if key in symbols]
     text = " or ".join(words) + (" " + " and ".join(limits) if limits else "")
@@ -391,12 +394,20 @@ def _decode_choice(value: Any, choices: tuple[str, ...]) -> str:
 def _decode_list(value: Any) -> list[str]:
     if isinstance(value, str) and value.strip().startswith("["):
         try:
-            value = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-            raise ValueError("not a list") from error
+            value = ast.literal_eval(value.strip())  # as W&B's agent writes a list
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            value = _flow_list(value)
     if not isinstance(value, list | tuple) or not value or not all(isinstance(item, str) for item in value):
         raise ValueError("not a list of names")
     return list(value)
+
+
+def _flow_list(text: str) -> Any:
+    """YAML's own way without quotes: [fun, sad]."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError("not a list, which is written ['a', 'b']") from error
 
 
 def _decode_bool(value: Any) -> bool:
@@ -415,6 +426,8 @@ def _decode_int(value: Any) -> int:
 
 
 def _decode_float(value: Any) -> float:
+    if isinstance(value, list | tuple):
+        raise ValueError("a list, not a number (a sweep writes a list as `values`)")
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError("not a number")
     if isinstance(value, str) and "_" in value:
@@ -443,7 +456,7 @@ def _cross_field_problems(values: Mapping[str, Any]) -> list[Problem]:
     problems = []
     if values.get("freeze_depth") is not None and values.get("strategy") is not None:
         problems.append(Problem("strategy", values["strategy"],
-                                f"freeze_depth = {values['freeze_depth']} is also set; set one of the two"))
+                                "freeze_depth is also set; set one of the two"))
     columns = values.get("text_column")
     if isinstance(columns, list) and (len(columns) not in (1, 2) or len(set(columns)) != len(columns)):
         problems.append(Problem("text_column", columns, "allowed: one name, or two different names (a pair)"))

@@ -152,7 +152,8 @@ def wandb_login() -> Finding:
     if mode == "online":
         return Finding("W&B", "ok", "a key is there: runs are sent")
     advice = "wandb login (or set WANDB_API_KEY); records on disk are complete without it"
-    return Finding("W&B", "note", f"mode {mode}: nothing is sent", advice)
+    found = {"offline": "mode offline: runs are recorded for `finetune sync`"}.get(mode, "off: nothing is sent")
+    return Finding("W&B", "note", found, advice)
 
 
 def hub() -> Finding:

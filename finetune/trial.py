@@ -171,6 +171,9 @@ def resolve_trial(config: TrialConfig, processes: int = 1) -> ResolvedTrial:
         problems.append(Problem("class_weights", config.class_weights, "a regression has no classes; allowed: none"))
     if config.reinit_layers > backbone.num_layers:
         problems.append(Problem("reinit_layers", config.reinit_layers, f"the model has {backbone.num_layers} layers"))
+    if config.mixed_precision == "fp16" and not torch.accelerator.is_available():
+        problems.append(Problem("mixed_precision", "fp16", "needs a GPU (on a CPU Accelerate trains in float32 and "
+                                                           "does not say so); allowed on a CPU: no, bf16"))
     if config.gradient_checkpointing and not backbone.pristine.supports_gradient_checkpointing:
         problems.append(Problem("gradient_checkpointing", True,
                                 f"{type(backbone.pristine).__name__} does not offer it"))

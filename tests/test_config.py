@@ -76,6 +76,21 @@ def test_a_wrong_value_names_its_knob_and_what_is_allowed(knob, value):
     assert problem.startswith(f"{knob} = ") and "allowed" in problem and "\n" not in problem
 
 
+@pytest.mark.parametrize("written", ["[fun, sad]", "['fun', 'sad']", ["fun", "sad"]])
+def test_a_list_of_names_with_and_without_quotes(written):
+    assert TrialConfig.from_mapping({"label_column": written}).label_column == ["fun", "sad"]
+
+
+@pytest.mark.parametrize(("knob", "value", "reason"), [
+    ("label_column", "[fun, sad", "a list, which is written ['a', 'b']"), ("label_column", "[1, 2]", "names"),
+    ("freeze_depth", [0, 6], "a sweep writes a list as `values`"),
+    ("test_size", 0, "a count (an integer >= 1) or a share"), ("test_size", 1.5, "a share below 1"),
+])
+def test_a_wrong_value_says_how_it_is_written(knob, value, reason):
+    (problem,) = problems_of(**{knob: value})
+    assert reason in problem
+
+
 def test_all_violations_come_together_with_the_nearest_name():
     found = problems_of(freez_depth=2, learning_rate=-1, seed="x", pooling="men")
 

@@ -106,6 +106,16 @@ def _command(process):
         return ["resource_tracker"]
 
 
+def test_a_sweep_that_is_stopped_while_it_plans_leaves_nothing(tmp_path):
+    folder = tmp_path / "out"
+    process = start(folder)
+    wait_until((folder / "logs").exists)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130 and not folder.exists()
+    assert "nothing had begun; the same command starts it" in said
+
+
 @pytest.mark.fault("sweep", "SIGINT or SIGTERM to a sweep",
                    "running trials checkpoint and are released; exit 130 or 143; the next sweep goes on")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

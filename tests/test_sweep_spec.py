@@ -189,6 +189,7 @@ def test_a_grid_refuses_what_cannot_be_enumerated():
     text = refusal(parameters={"learning_rate": {"min": 0.1, "max": 0.2},
                                "head_size": {"values": [1, 2], "probabilities": [0.5, 0.5]}})
     assert text.count("Grid search requires all parameters to be categorical, constant, int_uniform, or q_uniform") == 2
+    assert "learning_rate = {'min': 0.1, 'max': 0.2}: " in text  # as it was written
 
 
 def test_traps_are_accepted_with_a_warning():
@@ -234,6 +235,18 @@ def test_a_wrong_override_is_refused(override, reason):
 def test_an_unknown_knob_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean learning_rate"):
         grid_points(spec_of(["lerning_rate=1e-5"]), {})
+
+
+@pytest.mark.parametrize(("parameters", "sentence"), [
+    ({"freez_depth": [0, 6]}, "freez_depth = 0, 6: no such knob; did you mean freeze_depth?"),
+    ({"freeze_depth": [0, 6], "strategy": ["full", "bitfit"]},
+     "strategy = 'full', 'bitfit': freeze_depth is also set; set one of the two"),
+])
+def test_one_mistake_is_one_sentence_however_many_points_have_it(parameters, sentence):
+    spec = spec_of(parameters={name: {"values": values} for name, values in parameters.items()})
+    with pytest.raises(ConfigError) as error:
+        grid_points(spec, {})
+    assert str(error.value) == sentence
 
 
 # -- points ------------------------------------------------------------------------------------------------------------

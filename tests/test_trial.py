@@ -146,6 +146,12 @@ def test_the_head_starts_the_same_at_every_depth_and_differs_by_seed(tiny_bert_d
     assert torch.equal(head(1), head(1)) and not torch.equal(head(1), head(2))
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
+def test_fp16_is_refused_where_accelerate_would_leave_it_out(knobs):
+    with pytest.raises(ConfigError, match="mixed_precision = 'fp16': needs a GPU.*allowed on a CPU: no, bf16"):
+        resolve_trial(TrialConfig.from_mapping({**knobs, "mixed_precision": "fp16"}))
+
+
 class Echo(torch.nn.Module):
     """A backbone whose last hidden state is what it is given."""
 

@@ -112,8 +112,8 @@ def test_sigterm_to_the_agent_leaves_no_process_behind(staged, command):
     assert (run.state, run.summary["state"]) == ("failed", "interrupted")
 
 
-@pytest.mark.parametrize("signum", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL],
-                         ids=["terminated", "killed"])
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=["terminated", "killed"])
 def test_a_preempted_run_goes_on_with_another_agent_and_the_grid_is_whole(staged, signum):
     """Two agents, one of them ended in the middle of a run: no point twice, none missing."""
     epochs = LONG // 2

@@ -136,7 +136,7 @@ def _infer(labels: Sequence[RawLabel], declared: Sequence[str] | None) -> tuple[
         return "classification", ""
     for label, number in zip(labels, numbers, strict=True):
         if not math.isfinite(number):
-            raise DataError(f"{label.where}: label {shown(label.value)} is not a finite number")
+            raise _not_finite(label)
     if fractional:
         return "regression", ""
     return _whole_numbers(known, written_as_float=any(isinstance(v, float) or "." in str(v) for v in values))
@@ -175,12 +175,17 @@ def class_name(value: Any) -> str:
     return str(value).strip()
 
 
+def _not_finite(label: RawLabel) -> DataError:
+    return DataError(f"{label.where}: label {shown(label.value)} is not a finite number; correct it, or leave it "
+                     "empty, which rejects that row alone")
+
+
 def _check_classes(labels: Sequence[RawLabel]) -> None:
     for label in labels:
         if isinstance(label.value, list | tuple):
             raise DataError(f"{label.where}: label {shown(label.value)} is a list, others are not")
         if isinstance(label.value, float) and not math.isfinite(label.value):
-            raise DataError(f"{label.where}: label {shown(label.value)} is not a finite number")
+            raise _not_finite(label)
 
 
 def _natural(name: str) -> tuple[int, float, str]:
@@ -232,7 +237,7 @@ def encode_labels(labels: Sequence[RawLabel], space: LabelSpace) -> np.ndarray:
 def _target(label: RawLabel) -> float:
     number = number_of(label.value)
     if number is None or not math.isfinite(number) or abs(number) > float(np.finfo(np.float32).max):
-        raise DataError(f"{label.where}: label {shown(label.value)} is not a finite number")
+        raise _not_finite(label)
     return number
 
 

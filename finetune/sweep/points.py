@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from finetune.config import TrialConfig
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, Problem
 from finetune.files import canonical_json
 from finetune.sweep.parameters import Parameter
 from finetune.sweep.spec import SweepSpec
@@ -109,8 +109,20 @@ def _checked(candidates: Sequence[tuple[dict[str, Any], dict[str, float] | None]
     return list(points.values())
 
 
+class Several(list):
+    """Values of one knob with one problem."""
+
+    def __repr__(self) -> str:
+        return ", ".join(map(repr, self))
+
+
 def first_of_each(problems: Iterable[Any]) -> list[Any]:
-    """Problems without repetition, cut at MAX_PROBLEMS with a line that says so."""
-    distinct = list({str(problem): problem for problem in problems}.values())
+    """Problems without repetition, one for all values of a knob; cut at MAX_PROBLEMS with a line that says so."""
+    groups: dict[Any, list[Any]] = {}
+    for problem in {str(problem): problem for problem in problems}.values():
+        key = (problem.field, problem.allowed) if isinstance(problem, Problem) else problem
+        groups.setdefault(key, []).append(problem)
+    distinct = [same[0] if len(same) == 1 else Problem(same[0].field, Several(one.value for one in same),
+                                                       same[0].allowed) for same in groups.values()]
     more = len(distinct) - MAX_PROBLEMS
     return distinct if more <= 0 else [*distinct[:MAX_PROBLEMS], f"… and {more} more problems"]

@@ -215,10 +215,10 @@ class StatusFile:
 
 @contextmanager
 def nothing_half_written(output_dir: Path, existed: bool) -> Iterator[None]:
-    """A sweep that is refused before it begins leaves no directory behind where there was none."""
+    """A sweep that is refused or stopped before it begins leaves no directory behind where there was none."""
     try:
         yield
-    except (ConfigError, DataError):
+    except (ConfigError, DataError, Interrupted):
         if not existed and not (output_dir / SWEEP_FILE).exists():
             shutil.rmtree(output_dir, ignore_errors=True)
         raise
@@ -246,10 +246,13 @@ def team_for(spec: SweepSpec, options: SweepOptions, view: View, logs: Path) -> 
     team.on_second_signal(view.close)
     try:
         yield team
-    except Interrupted:
-        view.say("stopping: running trials write their checkpoints (Ctrl-C again: at once)")
+    except Interrupted as interruption:
+        begun = (options.output_dir / SWEEP_FILE).exists()
+        view.say("stopping: running trials write their checkpoints (Ctrl-C again: at once)" if begun else
+                 "stopping: no trial has begun")
         team.close(interrupt=True, grace=options.stop_grace)
-        raise
+        raise Interrupted(interruption.signum, "the same command goes on where this one stopped" if begun else
+                          "nothing had begun; the same command starts it") from None
     except BaseException:
         team.close(interrupt=True)
         raise

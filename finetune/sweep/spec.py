@@ -222,7 +222,9 @@ def _parse_hyperband(body: Any, metric: Metric | None, problems: list[Problem | 
 
 
 def _not_for_a_grid(parameter: Parameter) -> Problem:
-    return Problem(parameter.name, parameter.distribution,
+    written = {name: parameter.arguments[name] for name in ("min", "max", "mu", "sigma", "values", "probabilities")
+               if name in parameter.arguments}
+    return Problem(parameter.name, written or parameter.distribution,
                    "Grid search requires all parameters to be categorical, constant, int_uniform, or q_uniform; "
                    "probabilities are disallowed in grid search")
 
