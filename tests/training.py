@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -43,6 +44,8 @@ def trainer_for(model: nn.Module, stack: LayerStack | None = None, *, count: int
     model.config.use_cache = False  # as load_backbone has it
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if AcceleratorState._shared_state:  # Accelerate would go on with the precision of another test's trial
+        AcceleratorState._reset_state()
     return Trainer(config, Accelerator(cpu=True), classifier, stack.bind(classifier), strategy,
                    rows(count, vocabulary), "classification")
 

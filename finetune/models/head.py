@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from finetune.models.one_token import Reader, install
+from finetune.models.one_token import Reader, install, token_at
 
 if TYPE_CHECKING:
     from finetune.models.backbone import Backbone
@@ -91,7 +91,8 @@ class Classifier(nn.Module):
         `source`: what this classifier's backbone is a copy of.
         """
         if self.pooling in READ and source.cuttable:
-            self.reader = install(self.backbone, source.cuttable)
+            self.reader = Reader()
+            install(self.backbone, source.cuttable, self.reader)
 
     def pool(self, **inputs: Tensor) -> Tensor:
         """The head's input: (batch, width)."""
@@ -103,8 +104,7 @@ class Classifier(nn.Module):
             output = self.backbone(**inputs)
         if self.pooling == "pooler":
             return output.pooler_output
-        hidden = output.last_hidden_state
-        return hidden[:, 0] if hidden.shape[1] == 1 else hidden[torch.arange(len(mask), device=mask.device), position]
+        return token_at(output.last_hidden_state, position)
 
     def forward(self, pooled: Tensor | None = None, **inputs: Tensor) -> Tensor:
         """input_ids, attention_mask and where the model has them token_type_ids, all (batch, tokens) -> logits.

@@ -9,15 +9,16 @@ The forward pass stays the model's own. Dropout then draws for the one token onl
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from finetune.models.layers import LayerStack
-from finetune.models.probe import ROWS, TOKENS, find_hidden, in_eval_mode, probe_inputs, with_hidden
+from finetune.models.probe import TOKENS, find_hidden, in_eval_mode, probe_inputs, removed_afterwards, with_hidden
 
 SAME = 3e-5  # of the vector's root mean square: above rounding, below what another token's vector differs by
 SCALES = (1.0, 30.0)  # of the noise: with large inputs attention is sharp, and keys matter even where weights are small
@@ -28,6 +29,7 @@ class Reader(threading.local):
 
     position: Tensor | None = None  # (rows,)
     tokens: int = 0
+    has_cut = False  # since it was made
 
     @contextmanager
     def at(self, position: Tensor, tokens: int) -> Iterator[None]:
@@ -45,8 +47,8 @@ class Reader(threading.local):
         """(rows, tokens, width) -> (rows, 1, width); anything else as it is."""
         if not isinstance(value, Tensor) or value.dim() != 3 or value.shape[:2] != (len(self.position), self.tokens):
             return value
-        rows = torch.arange(len(self.position), device=value.device)
-        return value[rows, self.position.to(value.device)].unsqueeze(1)
+        self.has_cut = True
+        return token_at(value, self.position).unsqueeze(1)
 
     def hook(self) -> Callable:
         """A forward pre-hook with keyword arguments. A function: a model that is copied takes it along."""
@@ -58,12 +60,16 @@ class Reader(threading.local):
         return cut_inputs
 
 
-def install(model: nn.Module, names: tuple[str, ...]) -> Reader:
-    """Cut the inputs of these modules of `model` wherever the reader says at which token."""
-    reader = Reader()
-    for name in names:
-        model.get_submodule(name).register_forward_pre_hook(reader.hook(), with_kwargs=True)
-    return reader
+def token_at(hidden: Tensor, position: Tensor) -> Tensor:
+    """(rows, tokens, width), or (rows, 1, width) where all but the read token were cut; (rows,) -> (rows, width)."""
+    if hidden.shape[1] == 1:
+        return hidden[:, 0]
+    return hidden[torch.arange(len(hidden), device=hidden.device), position.to(hidden.device)]
+
+
+def install(model: nn.Module, names: Sequence[str], reader: Reader) -> list[RemovableHandle]:
+    """Cut the inputs of these modules of `model` wherever `reader` says at which token."""
+    return [model.get_submodule(name).register_forward_pre_hook(reader.hook(), with_kwargs=True) for name in names]
 
 
 def cuttable_modules(stack: LayerStack) -> tuple[str, ...]:
@@ -87,55 +93,40 @@ class _Trials:
     """The last layer alone, on noise, with and without cuts. `order`: its modules as they are called."""
 
     def __init__(self, stack: LayerStack):
-        self.layer, self.order = stack.layers[-1], []
+        self.layer = stack.layers[-1]
         seen: list[tuple[tuple, dict]] = []
+        called: dict[str, None] = {}
+
+        def note(name: str) -> Callable:
+            return lambda module, args: called.setdefault(name)
+
         handles = [self.layer.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args, kwargs)),
                                                         with_kwargs=True)]
-        handles += [module.register_forward_pre_hook(self._note(name)) for name, module in self.layer.named_modules()
-                    if name]
-        try:
+        handles += [module.register_forward_pre_hook(note(name)) for name, module in self.layer.named_modules() if name]
+        with removed_afterwards(handles):
             stack.model(**probe_inputs(stack.model))
-        finally:
-            for handle in handles:
-                handle.remove()
-        self.order = list(dict.fromkeys(self.order))
+        self.order = list(called)
         where, hidden = find_hidden(*seen[0])
         self.calls = [with_hidden(where, scale * torch.randn_like(hidden), *seen[0]) for scale in SCALES]
         self.position = torch.tensor([TOKENS - 2, 1], device=hidden.device)
         self.expected = [_read(self.layer, call, self.position) for call in self.calls]
 
-    def _note(self, name: str) -> Callable:
-        return lambda module, args: self.order.append(name)
-
     def same(self, names: list[str]) -> bool:
         """Whether the layer's vector at the read token survives these cuts, of which the last one cuts something."""
-        reader, cuts = Reader(), []
-        handles = [self.layer.get_submodule(name).register_forward_pre_hook(reader.hook(), with_kwargs=True)
-                   for name in names[:-1]]
-
-        def newest(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            changed = reader.hook()(module, args, kwargs)
-            cuts.extend(new is not old for new, old in zip((*changed[0], *changed[1].values()),
-                                                           (*args, *kwargs.values()), strict=True))
-            return changed
-
-        handles.append(self.layer.get_submodule(names[-1]).register_forward_pre_hook(newest, with_kwargs=True))
-        try:
-            with reader.at(self.position, TOKENS):
+        earlier, newest = Reader(), Reader()
+        handles = install(self.layer, names[:-1], earlier) + install(self.layer, names[-1:], newest)
+        with removed_afterwards(handles), earlier.at(self.position, TOKENS), newest.at(self.position, TOKENS):
+            try:
                 found = [_read(self.layer, call, self.position) for call in self.calls]
-        except Exception:  # whatever a model's own code raises when shapes do not fit
-            return False
-        finally:
-            for handle in handles:
-                handle.remove()
-        return any(cuts) and all(map(_close, found, self.expected))
+            except Exception:  # whatever a model's own code raises when shapes do not fit
+                return False
+        return newest.has_cut and all(map(_close, found, self.expected))
 
 
 def _read(layer: nn.Module, call: tuple[tuple, dict], position: Tensor) -> Tensor:
     """(rows, width): the layer's output at the token that is read."""
     output = layer(*call[0], **call[1])
-    hidden = output if isinstance(output, Tensor) else output[0]
-    return hidden[:, 0] if hidden.shape[1] == 1 else hidden[torch.arange(ROWS), position]
+    return token_at(output if isinstance(output, Tensor) else output[0], position)
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 ROWS, TOKENS = 2, 7  # different from each other, so that the axes of a hidden state can be told apart
 
@@ -60,6 +61,16 @@ def _modes_restored(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def removed_afterwards(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks for the block; afterwards they are gone."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def watch_calls(
     model: nn.Module, watched: Mapping[str, nn.Module], inputs: dict[str, torch.Tensor]
 ) -> tuple[Any, list[Call]]:
@@ -72,12 +83,8 @@ def watch_calls(
         return hook
 
     handles = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in watched.items()]
-    try:
-        with in_eval_mode(model), torch.no_grad():
-            return model(**inputs), calls
-    finally:
-        for handle in handles:
-            handle.remove()
+    with removed_afterwards(handles), in_eval_mode(model), torch.no_grad():
+        return model(**inputs), calls
 
 
 def segment_users(model: nn.Module, layers: list[nn.Module], inputs: dict[str, torch.Tensor]) -> dict[str, set[int]]:
@@ -121,12 +128,8 @@ def _segment_results(model: nn.Module, layers: list[nn.Module], inputs: dict[str
 
     handles = [layer.register_forward_pre_hook(cut_input, with_kwargs=True) for layer in layers]
     handles.append(layers[-1].register_forward_hook(cut_output))
-    try:
-        with in_eval_mode(model), torch.enable_grad():
-            output = model(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with removed_afterwards(handles), in_eval_mode(model), torch.enable_grad():
+        output = model(**inputs)
     return [*results, _everything(output)]
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from finetune.data.batches import Collator, to_device
 from finetune.models.head import Classifier
 from finetune.models.layers import LayerStack
-from finetune.models.probe import find_hidden
+from finetune.models.probe import find_hidden, in_eval_mode, removed_afterwards
 
 ROWS, TOKENS = {"cpu": 32, "cuda": 256}, {"cpu": 8192, "cuda": 131072}  # per batch, at most
 Autocast = Callable[[], contextlib.AbstractContextManager]
@@ -54,19 +54,12 @@ class Prefix:
         """Hooks for `capture`, in eval mode; afterwards every module is in the mode that it had."""
         num_layers, layers = self.stack.num_layers, self.stack.layers
         deepest = max(boundaries)
-        modes = [(module, module.training) for module in self.classifier.modules()]
         handles = [layers[0].register_forward_hook(self._note_outputs)]
         handles += [layers[boundary].register_forward_pre_hook(self._reader(boundary, last=boundary == deepest),
                                                                with_kwargs=True)
                     for boundary in boundaries if boundary < num_layers]
-        self.classifier.eval()
-        try:
+        with removed_afterwards(handles), in_eval_mode(self.classifier):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            for module, training in modes:
-                module.training = training
 
     def capture(self, inputs: Mapping[str, Tensor]) -> Capture:
         """One pass, as deep as needed. Only inside `watching`; safe from several threads."""

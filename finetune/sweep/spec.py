@@ -222,9 +222,7 @@ def _parse_hyperband(body: Any, metric: Metric | None, problems: list[Problem | 
 
 
 def _not_for_a_grid(parameter: Parameter) -> Problem:
-    written = {name: parameter.arguments[name] for name in ("min", "max", "mu", "sigma", "values", "probabilities")
-               if name in parameter.arguments}
-    return Problem(parameter.name, written or parameter.distribution,
+    return Problem(parameter.name, parameter.arguments or parameter.distribution,
                    "Grid search requires all parameters to be categorical, constant, int_uniform, or q_uniform; "
                    "probabilities are disallowed in grid search")
 
