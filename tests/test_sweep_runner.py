@@ -237,13 +237,18 @@ def test_confirm_trains_each_depth_s_choice_on_fresh_seeds(tmp_path):
 def test_a_second_sweep_is_told_who_holds_the_directory(tmp_path):
     with subprocess.Popen([sys.executable, str(HERE / "sweep_driver.py"), str(tmp_path), json.dumps(
             grid(data="toy?seconds=30")), "{}"]) as holder:
-        _wait(lambda: len(starts(tmp_path)) == 2)
-        with pytest.raises(EnvironmentProblem, match=f"pid {holder.pid}"):
-            sweep(tmp_path, grid())
-        state = state_of(tmp_path)
-        assert state["running"] and state["live"]["running"][0]["label"] == "freeze_depth=0 seed=1"
-        assert f"running in process {holder.pid}" in text_of(state)
-        holder.kill()
+        try:
+            _wait(lambda: len(starts(tmp_path)) == 2)
+            with pytest.raises(EnvironmentProblem, match=f"pid {holder.pid}"):
+                sweep(tmp_path, grid())
+            # A worker's start can be seen before the coordinator's next word on it, at most two seconds later.
+            _wait(lambda: len((state_of(tmp_path)["live"] or {}).get("running", [])) == 2)
+            state = state_of(tmp_path)
+            labels = {trial["label"] for trial in state["live"]["running"]}
+            assert state["running"] and labels == {"freeze_depth=0 seed=1", "freeze_depth=0 seed=2"}
+            assert f"running in process {holder.pid}" in text_of(state)
+        finally:
+            holder.kill()
 
 
 def test_a_directory_that_cannot_be_written_is_found_before_training(tmp_path):
