@@ -54,14 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(name: str, argv: list[str]) -> int:
-    from finetune.errors import ConfigError, did_you_mean
+    from finetune.errors import EXIT_CODES, ConfigError, did_you_mean
 
     if name not in SUBCOMMANDS:
         raise ConfigError(f"no such command; there are {', '.join(SUBCOMMANDS)}{did_you_mean(name, SUBCOMMANDS)}")
     module = importlib.import_module(SUBCOMMANDS[name][0])
     if name == "train":
         return module.run(argv)
-    parser = argparse.ArgumentParser(prog=f"finetune {name}", description=SUBCOMMANDS[name][1], allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=f"finetune {name}", description=SUBCOMMANDS[name][1], epilog=EXIT_CODES,
+                                     allow_abbrev=False)
     module.configure(parser)
     return module.main(parser.parse_args(argv))
 

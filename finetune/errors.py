@@ -1,8 +1,4 @@
-"""Every error that a user can cause, with the exit code that tells a script what happened.
-
-0 done · 1 the trial failed · 2 wrong command or configuration · 3 the sweep ended with failed trials ·
-4 wrong data · 5 environment (disk, missing model, no network) · 130/143 interrupted
-"""
+"""Every error that a user can cause, with the exit code that tells a script what happened."""
 
 from __future__ import annotations
 
@@ -10,6 +6,11 @@ import difflib
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+EXIT_CODES = (
+    "exit codes: 0 done; 1 the trial failed; 2 wrong command or configuration; 3 the sweep ended with failed trials; "
+    "4 wrong data; 5 environment (disk, missing model, no network); 130, 143 interrupted"
+)
 
 
 class FinetuneError(Exception):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -132,12 +133,15 @@ def replay(record: TrialRecord, store: RecordStore, run_id: str, *, project: str
 
 
 def check_login() -> None:
-    """Raises EnvironmentProblem when this process has no API key or W&B is switched off."""
-    from finetune.tracking.client import wanted_mode
+    """Raises EnvironmentProblem when W&B is switched off or this process has no API key."""
+    from finetune.tracking.client import configured_mode, has_key
 
-    mode = wanted_mode()
+    mode = configured_mode()
     if mode != "online":
-        raise EnvironmentProblem(f"W&B is {mode}: `finetune sync` needs an API key (`wandb login`) and no WANDB_MODE")
+        remedy = "unset WANDB_MODE" if "WANDB_MODE" in os.environ else "run `wandb online`"
+        raise EnvironmentProblem(f"W&B's mode is {mode}: nothing can be sent; {remedy}")
+    if not has_key():
+        raise EnvironmentProblem("no API key for W&B: run `wandb login`, or set WANDB_API_KEY")
 
 
 # -- the sweep ---------------------------------------------------------------------------------------------------------

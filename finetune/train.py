@@ -17,12 +17,12 @@ import numpy as np
 from finetune import interrupt
 from finetune.config import KNOBS, TrialConfig, decode, knob_help
 from finetune.data.display import plain
-from finetune.errors import ConfigError, EnvironmentProblem, FinetuneError
+from finetune.errors import EXIT_CODES, ConfigError, EnvironmentProblem, FinetuneError
 from finetune.files import FileLock, require_writable
 from finetune.launch import agreed, agreed_knobs, end_with_launcher, is_main_process, process_count
 from finetune.observer import Observer, Observers
 from finetune.results import RecordStore, TrialRecord
-from finetune.tracking import Tracker, in_sweep, open_tracker, refuse
+from finetune.tracking import Tracker, check_mode, in_sweep, open_tracker, refuse
 
 FLAGS = {"--force": "train even when a complete record exists", "--json": "print the record as JSON on stdout"}
 
@@ -69,8 +69,10 @@ def run(argv: Sequence[str]) -> int:
         print("usage: finetune train [--KNOB=VALUE ...] [--force] [--json]\n")
         print("\n".join(f"  {name:10} {doc}" for name, doc in FLAGS.items()))
         print(knob_help())
+        print(EXIT_CODES)
         return 0
     knobs, flags = parse_argv(argv)
+    check_mode()
     if handles_signals():
         interrupt.listen()
         end_with_launcher()

@@ -46,6 +46,7 @@ from finetune.models import (
     Backbone,
     LayerStack,
     check_pooling,
+    checkpoint_layers,
     chosen_pooling,
     forget_backbones,
     load_backbone,
@@ -223,8 +224,8 @@ def build_classifier(resolved: ResolvedTrial) -> tuple[Classifier, LayerStack]:
     generator = torch.Generator().manual_seed(stream_seed(config.seed, "head"))
     head = Head(stack.width, config.head_size, resolved.data.num_outputs, config.head_dropout, generator,
                 target_units(resolved.data))
-    if config.gradient_checkpointing:  # the non-reentrant kind: the other drops gradients above a frozen prefix
-        stack.model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.gradient_checkpointing:
+        checkpoint_layers(stack.model)
     classifier = Classifier(stack.model, head, chosen_pooling(config.pooling, stack))
     if not config.gradient_checkpointing:  # there layers run again, when nobody says which token is read
         classifier.read_one_token(resolved.backbone)

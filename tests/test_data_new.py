@@ -55,6 +55,7 @@ def test_flags_alone_write_a_sweep_that_can_run(pairs, model, tmp_path, capsys):
     assert written["parameters"]["learning_rate"] == {"values": [1e-5, 3e-5]}
     assert written["parameters"]["freeze_depth"] == {"values": [-1, 0, 4]}
     assert written["parameters"]["seed"] == {"value": 7}
+    assert written["parameters"]["save_model"] == {"value": False}
     point = {name: body.get("value", body.get("values", [None])[0]) for name, body in written["parameters"].items()}
     TrialConfig.from_mapping(point)
     assert "6 trials" in path.read_text().splitlines()[1]

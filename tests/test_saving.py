@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -17,10 +20,11 @@ from finetune.data import load_task_data
 from finetune.errors import EnvironmentProblem
 from finetune.results import RecordStore
 from finetune.saving.manifest import KeptModel, find_kept
-from finetune.saving.predict import predict
+from finetune.saving.predict import described, predict, read_texts
 from finetune.saving.read import load_kept
 from finetune.trial import run_trial
 
+NAMES = {"negative", "positive"}
 KEPT = {  # knobs -> how the names of what is kept begin, besides the head
     "prefix:3": ({"strategy": "prefix:3"}, ("backbone.encoder.layer.3.",)),
     "head_only": ({"strategy": "head_only", "head_size": 8}, ()),
@@ -101,6 +105,25 @@ def test_transformers_loads_the_exported_backbone_with_every_weight(kept, export
         assert all(torch.equal(p, weights[name]) for name, p in trained.backbone.named_parameters())
 
 
+def test_the_card_s_own_lines_predict_with_transformers_alone(kept, exported, tmp_path):
+    """In a process of its own, from the folder that the card stands in."""
+    code = (exported / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    code = code.replace('"FOLDER"', repr(str(exported))).replace("'a text'", "'a warm , funny film'")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "a.txt").write_text("a warm , funny film\n")
+    texts = read_texts(tmp_path / "a.txt", None, ["text"])
+    row = next(described(predict(load_kept(exported), texts, 1), load_kept(exported)))
+    assert ast.literal_eval(done.stdout) == pytest.approx(row["probabilities"], abs=1e-5)
+
+
+def test_what_is_kept_names_labels_but_no_place_on_this_machine(kept, exported):
+    config = json.loads((exported / "config.json").read_text())
+    assert config["id2label"] == {"0": "negative", "1": "positive"}
+    for folder in (kept["folder"] / "model", exported):
+        assert str(kept["root"]) not in (folder / "model.json").read_text()
+
+
 def test_the_card_states_data_strategy_metrics_and_how_they_were_measured(kept, exported):
     record = kept["record"]
     for folder in (kept["folder"] / "model", exported):
@@ -133,22 +156,48 @@ def test_predict_writes_one_line_per_row_in_the_file_s_order(one_kept, tmp_path,
 
 @pytest.mark.parametrize(("content", "name", "code", "says"), [
     ("title\nx\n", "a.csv", 0, ""), ("title,body\nx,y\n", "a.csv", 4, "no column 'text'"),
-    ("id,text\n1,\n2,x\n", "a.csv", 4, "row 0 (from 0) has an empty text"),
+    ("id,text\n1,\n2,x\n", "a.csv", 4, "a.csv line 2: 'text' is empty; every row must be usable"),
+    ("id,text\n1,\"x\ny\"\n2,\n", "a.csv", 4, "a.csv line 4: 'text' is empty"),
     ("id,text\n1,x\n2,y,z,w\n", "a.csv", 4, "line 3"), ("", "a.txt", 4, "no rows"),
+    ("x\n\ny\n", "a.txt", 4, "a.txt line 2: 'text' is empty"), (bytes(range(256)), "a.txt", 4, "save it as UTF-8"),
     (None, "a.csv", 4, "there is no such file"), ("x", "a.docx", 4, "not a data format"),
 ])
 def test_a_file_that_cannot_be_used_is_one_sentence(one_kept, tmp_path, capsys, content, name, code, says):
     if content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     assert main(["predict", str(one_kept), str(tmp_path / name)]) == code
     captured = capsys.readouterr()
     assert says in captured.err and (code == 0 or (captured.err.count("\n") == 1 and not captured.out))
+
+
+def test_texts_are_read_as_training_reads_them(tmp_path):
+    """In whatever encoding, without what no tokenizer can read; numbers are texts; only a line's end ends a text."""
+    (tmp_path / "a.txt").write_bytes("Das ist schön\r\nüber die Straße\u2026 größer".encode("cp1252"))
+    assert read_texts(tmp_path / "a.txt", None, ["text"]) == [("Das ist schön",), ("über die Straße… größer",)]
+    (tmp_path / "b.txt").write_text("one\u2028line\n", encoding="utf-8")
+    assert read_texts(tmp_path / "b.txt", None, ["text"]) == [("one\u2028line",)]
+    (tmp_path / "c.jsonl").write_text('{"text": "half a \\ud83d pair"}\n{"text": 7}\n')
+    assert read_texts(tmp_path / "c.jsonl", None, ["text"]) == [("half a \ufffd pair",), ("7",)]
+
+
+def test_predict_reads_texts_from_stdin(one_kept):
+    def predicted(texts):
+        done = subprocess.run([sys.executable, "-m", "finetune", "predict", str(one_kept), "-"], input=texts.encode(),
+                              capture_output=True)
+        return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr.decode()
+
+    code, rows, _ = predicted("a warm film\na mess\n")
+    assert code == 0 and [row["row"] for row in rows] == [0, 1] and {row["label"] for row in rows} <= NAMES
+    code, rows, told = predicted("a warm film\n \n")
+    assert code == 4 and not rows and "stdin line 2: 'text' is empty" in told and told.count("\n") == 1
 
 
 def test_a_folder_without_a_model_says_what_to_do(tmp_path, capsys):
     (tmp_path / "new.txt").write_text("x\n")
     assert main(["predict", str(tmp_path), str(tmp_path / "new.txt")]) == 2
     assert "holds no trained model" in capsys.readouterr().err
+    assert main(["predict", str(tmp_path / "none"), str(tmp_path / "new.txt")]) == 2
+    assert f"{tmp_path / 'none'} does not exist" in capsys.readouterr().err
 
 
 def test_a_damaged_or_missing_file_is_refused(one_kept, tmp_path):
@@ -157,11 +206,17 @@ def test_a_damaged_or_missing_file_is_refused(one_kept, tmp_path):
     payload = bytearray((broken / "delta.safetensors").read_bytes())
     payload[-1] ^= 1
     (broken / "delta.safetensors").write_bytes(payload)
-    with pytest.raises(EnvironmentProblem, match="delta.safetensors is missing or is not the file"):
+    with pytest.raises(EnvironmentProblem, match="delta.safetensors is damaged: its sha256 .* with --force"):
         find_kept(broken)
     (broken / "delta.safetensors").unlink()
-    with pytest.raises(EnvironmentProblem, match="delta.safetensors is missing"):
+    with pytest.raises(EnvironmentProblem, match="delta.safetensors is missing; copy the folder anew"):
         find_kept(broken)
+    manifest = json.loads((broken / "model.json").read_text())
+    del manifest["base"]["digest"]
+    for content, says in ((json.dumps(manifest), "base: digest: Field required"), ('{"base":', "Invalid JSON")):
+        (broken / "model.json").write_text(content)
+        with pytest.raises(EnvironmentProblem, match=f"model.json is damaged .*{says}.* with --force"):
+            find_kept(broken)
 
 
 def test_a_delta_on_another_base_is_refused(one_kept, tmp_path):

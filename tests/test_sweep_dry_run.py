@@ -44,6 +44,19 @@ def test_it_counts_prices_and_keeps_nothing(tiny_bert_dir, tmp_path, capfd):
     assert "9 trials" in forecast.text() and "timing" in capfd.readouterr().err
 
 
+def test_data_with_fewer_rows_than_a_probe_takes_is_timed_too(tiny_bert_dir, tmp_path):
+    rows = "".join(json.dumps({"text": f"{word} film number {i}", "label": word}) + "\n"
+                   for i in range(15) for word in ("good", "bad"))
+    (tmp_path / "few.jsonl").write_text(rows)
+    asked = spec(tiny_bert_dir, dataset_name={"value": str(tmp_path / "few.jsonl")}, seed={"values": [1]},
+                 train_size={"value": None}, learning_rate={"value": 1e-4})
+
+    forecast = dry_run(asked, SweepOptions(tmp_path / "runs", workers=1), PlainView())
+
+    assert forecast.seconds > 0 and forecast.disk_bytes > 4 * 49_218  # the delta of depth 0
+    assert "time: about" in forecast.text()
+
+
 def test_what_is_done_costs_nothing_more(tiny_bert_dir, tmp_path):
     options, asked = SweepOptions(tmp_path / "runs", workers=1), spec(tiny_bert_dir, seed={"values": [1]},
                                                                       learning_rate={"value": 1e-4})

@@ -12,7 +12,7 @@ import wandb
 from wandb_server import API_KEY
 from wandb_stage import keys_in, stage, until
 
-from finetune import train
+from finetune import cli, train
 from finetune.results import RecordStore
 
 pytestmark = pytest.mark.timeout(600)
@@ -70,7 +70,8 @@ def test_offline_runs_are_recorded_and_nothing_is_sent(staged):
 
 
 @pytest.mark.parametrize(("changes", "told"), [
-    ({"WANDB_MODE": "disabled"}, []), ({"WANDB_API_KEY": ""}, ["no API key"])], ids=["disabled", "no-key"])
+    ({"WANDB_MODE": "disabled"}, []), ({"WANDB_API_KEY": ""}, ["no API key"]),
+    ({"WANDB_MODE": "", "WANDB_API_KEY": ""}, ["no API key"])], ids=["disabled", "no-key", "empty-mode"])
 def test_off_means_no_run_and_at_most_one_line(staged, in_this_process, capfd, changes, told):
     with in_this_process(**changes):
         code = train.main([f"--{name}={value}" for name, value in staged.knobs(freeze_depth=2).items()])
@@ -78,6 +79,17 @@ def test_off_means_no_run_and_at_most_one_line(staged, in_this_process, capfd, c
     assert the_record(staged).wandb_run is None and not staged.server.requests
     lines = warnings(capfd.readouterr().err)
     assert len(lines) == len(told) and all(part in line for part, line in zip(told, lines, strict=True))
+
+
+@pytest.mark.parametrize("command", [["train", "--train_size=8"], ["sweep", "quickstart"], ["doctor"]])
+@pytest.mark.fault("input", "a WANDB_MODE that W&B does not know", "one sentence with the modes there are, exit 2")
+def test_a_mode_that_nobody_knows_is_one_sentence(command, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(command) == 2
+    error = capsys.readouterr().err
+    assert "WANDB_MODE = 'ofline': allowed: online, offline" in error and "offline?" in error
+    assert error.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 @pytest.fixture

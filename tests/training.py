@@ -16,7 +16,7 @@ from finetune.data.batches import Collator
 from finetune.data.encoding import EncodedSplit
 from finetune.freezing import resolve_strategy
 from finetune.loop import Trainer
-from finetune.models import LayerStack, chosen_pooling, strip_unused_pooler
+from finetune.models import LayerStack, checkpoint_layers, chosen_pooling, strip_unused_pooler
 from finetune.models.head import Classifier, Head
 
 
@@ -43,7 +43,7 @@ def trainer_for(model: nn.Module, stack: LayerStack | None = None, *, count: int
     vocabulary = getattr(model.config.get_text_config(), "vocab_size", 60)
     model.config.use_cache = False  # as load_backbone has it
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(model)
     if AcceleratorState._shared_state:  # Accelerate would go on with the precision of another test's trial
         AcceleratorState._reset_state()
     return Trainer(config, Accelerator(cpu=True), classifier, stack.bind(classifier), strategy,

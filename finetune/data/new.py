@@ -98,7 +98,8 @@ def build(answers: Mapping[str, Any]) -> dict[str, Any]:
         "parameters": {**{name: {"value": value} for name, value in sorted(knobs.items())},
                        **{name: {"values": values} if len(values) > 1 else {"value": values[0]}
                           for name, values in grid.items()},
-                       "max_length": {"value": _max_length(data)}},
+                       "max_length": {"value": _max_length(data)},
+                       "save_model": {"value": False}},  # a delta per trial would fill the disk
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -42,7 +42,7 @@ class Rows:
         label_at = label_at if len(label_at) == len(columns.label) else []
         spill = _Spill(table, columns)
         for number, (values, line) in enumerate(zip(table.rows, table.lines, strict=True)):
-            reason = spill.problem(number) or _text_problem(values, text_at, columns.text)
+            reason = spill.problem(number) or text_problem(values, text_at, columns.text)
             if reason:
                 rows.rejected.append(RejectedRow(table.source_of(number), line, reason))
                 continue
@@ -87,7 +87,8 @@ class Rows:
         return Split(self.texts, encode_labels(self.labels, space), np.array(self.ids))
 
 
-def _text_problem(values: list[Any], text_at: list[int], names: tuple[str, ...]) -> str | None:
+def text_problem(values: Sequence[Any], text_at: Sequence[int], names: Sequence[str]) -> str | None:
+    """Why a row's texts, at the indices `text_at` of its values, cannot be used."""
     for index, name in zip(text_at, names, strict=True):
         value = values[index]
         if value is None:

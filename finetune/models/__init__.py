@@ -10,7 +10,7 @@ _HOME = {
     "Backbone": "backbone", "forget_backbones": "backbone", "load_backbone": "backbone",
     "LayerStack": "layers", "UnsupportedBackbone": "layers",
     "check_pooling": "poolers", "chosen_pooling": "poolers", "strip_unused_pooler": "poolers",
-    "prepare_backbone": "prepare", "reinit_layers": "prepare",
+    "checkpoint_layers": "prepare", "prepare_backbone": "prepare", "reinit_layers": "prepare",
 }
 
 

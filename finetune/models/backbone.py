@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,7 +34,6 @@ class Backbone:
     pristine: nn.Module
     stack: LayerStack  # of `pristine`; `stack.rebind` and `stack.bind` give a copy's
     has_pretrained_pooler: bool
-    takes_token_types: bool
     max_tokens: int | None  # the longest input, None where positions are relative
 
     @property
@@ -97,7 +95,6 @@ def _load(name: str, revision: str | None, attention: str | None, trust: bool) -
         name=name, source=files.source, revision=files.revision, digest=files.digest(with_code=trust),
         tokenizer=tokenizer, pristine=model, stack=stack,
         has_pretrained_pooler=getattr(model, "pooler", None) is not None and not missing,
-        takes_token_types="token_type_ids" in inspect.signature(model.forward).parameters,
         max_tokens=_max_tokens(tokenizer, model),
     )
 

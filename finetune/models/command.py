@@ -15,8 +15,8 @@ SUMMARY_DEPTH = 4  # down to the attention and feed-forward modules of a layer
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "The parts of a backbone in order (embeddings, layer.0 … layer.L-1, top) with their parameters, and which of "
-        "them train. --audit proves it: one forward and one backward pass on real rows. Exit code 1: a gradient "
-        "reached a frozen parameter; 2: the model cannot be frozen layer by layer, and why."
+        "them train; a sentence says why where a model cannot be frozen layer by layer. --audit proves it: one forward "
+        "and one backward pass on real rows; exit code 1 when a gradient reached a frozen parameter."
     )
     parser.add_argument("model", metavar="MODEL", help="hub id or path of a folder, as model_name_or_path")
     for knob in (*KNOBS, *DATA_KNOBS):

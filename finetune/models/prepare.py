@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from finetune.config import TrialConfig
 from finetune.errors import ConfigError, Problem
@@ -40,6 +41,16 @@ def _never_trained(backbone: Backbone, config: TrialConfig, strategy: Strategy) 
     if strategy.freeze_depth is None or config.reinit_layers:
         return frozenset()
     return frozenset(backbone.stack.part_of) - above_depth(backbone.stack, strategy.freeze_depth)
+
+
+def checkpoint_layers(model: nn.Module) -> None:
+    """From now on layers keep their input only, and compute the rest again in the backward pass.
+
+    The non-reentrant kind: the other one drops gradients above a frozen prefix.
+    """
+    # transformers 6 knows the first name only, early 5 the second one only.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def reinit_layers(stack: LayerStack, count: int, seed: int) -> None:

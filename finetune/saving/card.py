@@ -17,7 +17,7 @@ tags: [stellar-finetuning]
 
 ## What trained
 
-Strategy `{strategy}`: {trainable:,} of {total:,} parameters ({share:.1%}). {epochs} epochs, the best one on validation
+Strategy `{strategy}`: {trainable:,} of {total:,} parameters ({share:.1%}). {epochs}, the best one on validation
 by `{metric}` (epoch {best}) is kept. Seed {seed}, learning rate {learning_rate} (head {head_learning_rate}), batch size
 {batch_size}, at most {max_length} tokens per text, pooling `{pooling}`.
 
@@ -47,7 +47,23 @@ USE_FULL = """```
 finetune predict FOLDER FILE        labels and probabilities for the texts of a file
 ```
 
-The backbone alone: `transformers.{cls}.from_pretrained("FOLDER")`. The head is in `head.safetensors`."""
+Or with transformers alone, one text at a time:
+
+```python
+import torch
+from safetensors.torch import load_file
+from transformers import {cls}, AutoTokenizer
+
+folder = "FOLDER"
+tokenizer, backbone = AutoTokenizer.from_pretrained(folder), {cls}.from_pretrained(folder).eval()
+head = load_file(f"{{folder}}/head.safetensors")
+inputs = tokenizer({texts}, truncation=True, max_length={max_length}, return_tensors="pt")
+with torch.inference_mode():
+    output = backbone(**inputs)
+    x = {pooled}
+{head}
+print({answer})
+```"""
 USE_DELTA = """These are only the tensors that differ from the base. `finetune predict FOLDER FILE` puts them together
 itself; `finetune export FOLDER TARGET` writes the whole model, as transformers loads it."""
 
@@ -58,14 +74,16 @@ def model_card(manifest: KeptModel, class_name: str) -> str:
     total, trainable = manifest.parameters["total"], manifest.parameters["trainable"]
     names = [name for name, value in manifest.metrics.get("validation", {}).items() if isinstance(value, int | float)]
     labels = f"Labels: {', '.join(manifest.label_names)}." if manifest.label_names else "The target is a number."
-    loader = class_name if class_name.endswith("EncoderModel") else "AutoModel"
+    recipe = USE_FULL.format(cls=class_name if class_name.endswith("EncoderModel") else "AutoModel",
+                             **_recipe(manifest))
     return CARD.format(
         base=manifest.base.name, revision=manifest.base.revision or "unknown", digest=manifest.base.digest[:16],
         title=f"{manifest.base.name.rpartition('/')[2]} on {data['name']}",
         what={"classification": "A text classifier", "regression": "A regression on text",
               "multilabel": "A multi-label text classifier"}[manifest.task],
         strategy=manifest.strategy, trainable=trainable, total=total, share=trainable / total,
-        epochs=config["num_train_epochs"], metric=manifest.metric, best=manifest.best_epoch, seed=config["seed"],
+        epochs=f"{config['num_train_epochs']} epoch{'s' * (config['num_train_epochs'] != 1)}",
+        metric=manifest.metric, best=manifest.best_epoch, seed=config["seed"],
         learning_rate=config["learning_rate"], head_learning_rate=config["head_learning_rate"],
         batch_size=config["per_device_train_batch_size"] * config["gradient_accumulation_steps"],
         max_length=manifest.max_length, pooling=manifest.pooling,
@@ -73,8 +91,27 @@ def model_card(manifest: KeptModel, class_name: str) -> str:
         rows=", ".join(f"{split} {rows}" for split, rows in data["rows"].items()), labels=labels,
         metrics="\n".join(f"| {name} | {_shown(manifest, 'validation', name)} | {_shown(manifest, 'test', name)} |"
                           for name in names),
-        trial=manifest.trial_id[:12], use=USE_FULL.format(cls=loader) if manifest.kind == "full" else USE_DELTA,
+        trial=manifest.trial_id[:12], use=recipe if manifest.kind == "full" else USE_DELTA,
     )
+
+
+def _recipe(manifest: KeptModel) -> dict[str, str | int]:
+    """USE_FULL's lines for this pooling, head and task. Of one text, without padding, pooling is this simple."""
+    mean, deviation = manifest.head.units
+    linear = 'x = x @ head["linears.{0}.weight"].T + head["linears.{0}.bias"]'
+    layers = [linear.format(0)]
+    if manifest.head.size:
+        layers = [linear.format(0) + "\n    x = x.relu()", linear.format(1)]
+    names = manifest.label_names
+    return {
+        "texts": ", ".join(repr(f"a {name}") for name in manifest.text_columns), "max_length": manifest.max_length,
+        "pooled": {"mean": "output.last_hidden_state.mean(1)", "cls": "output.last_hidden_state[:, 0]",
+                   "last": "output.last_hidden_state[:, -1]", "pooler": "output.pooler_output"}[manifest.pooling],
+        "head": "\n".join(f"    {layer}" for layer in layers),
+        "answer": {"classification": f"dict(zip({names}, x.softmax(-1)[0].tolist()))",
+                   "multilabel": f"dict(zip({names}, x.sigmoid()[0].tolist()))",
+                   "regression": f"x.item() * {deviation} + {mean}"}[manifest.task],
+    }
 
 
 def _shown(manifest: KeptModel, split: str, name: str) -> str:

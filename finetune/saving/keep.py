@@ -36,13 +36,18 @@ def keep_model(resolved: ResolvedTrial, classifier: Classifier, record: TrialRec
         return {"kind": "none", "reason": str(error)}
 
 
+def _portable(config: dict[str, Any]) -> dict[str, Any]:
+    """Without the places of the machine that trained: the folder may be given to others."""
+    return {name: value for name, value in config.items() if name != "output_dir"}
+
+
 def describe(resolved: ResolvedTrial, classifier: Classifier, record: TrialRecord) -> KeptModel:
     backbone, data, head = resolved.backbone, resolved.data, classifier.head
     name = str(Path(backbone.name).expanduser().resolve()) if backbone.source == "path" else backbone.name
     return KeptModel(
         kind="delta", trial_id=record.trial_id,
         base=Base(name=name, source=backbone.source, revision=backbone.revision, digest=backbone.digest),
-        config={**record.config, "model_name_or_path": name}, strategy=resolved.strategy.canonical,
+        config=_portable(record.config) | {"model_name_or_path": name}, strategy=resolved.strategy.canonical,
         pooling=chosen_pooling(resolved.config.pooling, backbone.stack),
         head=HeadShape(size=resolved.config.head_size, outputs=data.num_outputs,
                        units=tuple(float(value) for value in head.units)),

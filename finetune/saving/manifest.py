@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from finetune.errors import ConfigError, EnvironmentProblem
 from finetune.files import sha256_file
@@ -17,6 +17,7 @@ from finetune.files import sha256_file
 MANIFEST, DELTA, HEAD, CARD = "model.json", "delta.safetensors", "head.safetensors", "README.md"
 MODEL_FOLDER = "model"  # inside a trial's folder
 SCHEMA = 1
+_REMEDY = "copy the folder anew, or train the trial again with --force"
 
 
 class Base(BaseModel):
@@ -66,20 +67,26 @@ def find_kept(path: Path) -> tuple[Path, KeptModel]:
     Raises ConfigError when there is none, EnvironmentProblem when a file is missing or not what was written.
     """
     folder = next((place for place in (path, path / MODEL_FOLDER) if (place / MANIFEST).is_file()), None)
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist")
     if folder is None:
         kept = "the trial kept none; train it again with --save_model=delta --force" if (
             path / "record.json").is_file() else "give the folder of a trial, or one that `finetune export` wrote"
         raise ConfigError(f"{path} holds no trained model: {kept}")
     try:
         manifest = KeptModel.model_validate_json((folder / MANIFEST).read_bytes())
-    except ValueError as error:
-        raise EnvironmentProblem(f"{folder / MANIFEST} cannot be read: {str(error).splitlines()[0]}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise EnvironmentProblem(f"{folder / MANIFEST} is damaged ({where}{first['msg']}); {_REMEDY}") from error
     if manifest.schema_version != SCHEMA:
         raise EnvironmentProblem(f"{folder / MANIFEST} has schema {manifest.schema_version}, this version reads "
                                  f"{SCHEMA}")
     for name, digest in manifest.files.items():
-        if not (folder / name).is_file() or sha256_file(folder / name) != digest:
-            raise EnvironmentProblem(f"{folder / name} is missing or is not the file that {MANIFEST} describes")
+        if not (folder / name).is_file():
+            raise EnvironmentProblem(f"{folder / name} is missing; {_REMEDY}")
+        if sha256_file(folder / name) != digest:
+            raise EnvironmentProblem(f"{folder / name} is damaged: its sha256 is not the one in {MANIFEST}; {_REMEDY}")
     return folder, manifest
 
 

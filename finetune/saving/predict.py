@@ -6,12 +6,13 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finetune.data.display import plain
 from finetune.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -19,16 +20,20 @@ if TYPE_CHECKING:
 
 THRESHOLD = 0.5  # above it a label of several holds
 SAY_EVERY_SECONDS = 5.0
+STDIN = "-"
+_SIDE_BY_SIDE = "every row must be usable, so that rows and predictions stay side by side: mend the row, or take it out"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Predicts on new texts with a trained model. stdout gets one JSON object per row, in the file's order: row "
-        "(from 0) and label with its probability and those of all labels, labels (several), or value (a number)."
+        "(from 0) and label with its probability and those of all labels, labels (several), or value (a number). Every "
+        "row must have a text, so that rows and predictions stay side by side."
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path,
                         help="a trial's folder (OUTPUT_DIR/trials/<trial_id>), or one that `finetune export` wrote")
-    parser.add_argument("file", metavar="FILE", type=Path, help="csv, tsv, jsonl, json, parquet, or txt: a text a line")
+    parser.add_argument("file", metavar="FILE", type=Path,
+                        help="csv, tsv, jsonl, json, parquet, or txt: a text a line; - reads such lines from stdin")
     parser.add_argument("--text_column", action="append", metavar="NAME",
                         help="the column with the text, twice for a pair; default: named as in the training data")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of stdout")
@@ -61,10 +66,12 @@ def read_texts(file: Path, columns: list[str] | None, trained_on: list[str]) -> 
     """The texts of every row, (text,) or (text, pair). Raises DataError when a column or a text is missing."""
     from finetune.data.readers import read_file
 
+    if str(file) == STDIN:
+        return _lines(sys.stdin.buffer.read(), "stdin", trained_on)
     if not file.is_file():
         raise DataError(f"{file}: there is no such file")
     if file.suffix.lower() == ".txt":
-        return _checked([(line,) for line in file.read_text(encoding="utf-8-sig").splitlines()], file, trained_on)
+        return _lines(file.read_bytes(), file.name, trained_on)
     tables = read_file(file, file.name)
     if len(tables) != 1:
         raise DataError(f"{file.name}: it holds several splits ({', '.join(tables)}); give a file with one table")
@@ -72,25 +79,45 @@ def read_texts(file: Path, columns: list[str] | None, trained_on: list[str]) -> 
     if table.rejected or table.spilled:
         wrong = str(table.rejected[0]) if table.rejected else (
             f"{file.name} line {table.lines[min(table.spilled)]}: it has more values than columns")
-        raise DataError(f"{wrong}; every row must be usable, so that rows and predictions stay side by side")
+        raise DataError(f"{wrong}; {_SIDE_BY_SIDE}")
     names = columns or ([table.columns[0]] if len(table.columns) == 1 and len(trained_on) == 1 else trained_on)
     for name in names:
         if name not in table.columns:
             raise DataError(f"{file.name}: no column {name!r}; there are {', '.join(table.columns)}: give "
                             "--text_column")
-    return _checked(list(zip(*(table.column(name) for name in names), strict=True)), file, trained_on)
+    for note in table.notes:
+        print(plain(note), file=sys.stderr)
+    rows = list(zip(*(table.column(name) for name in names), strict=True))
+    return _checked(rows, table.lines, list(names), file.name, trained_on)
 
 
-def _checked(rows: list[tuple[Any, ...]], file: Path, trained_on: list[str]) -> list[tuple[str, ...]]:
+def _lines(payload: bytes, source: str, trained_on: list[str]) -> list[tuple[str, ...]]:
+    """A text a line."""
+    from finetune.data.decoding import decode_text
+
+    text, encoding = decode_text(payload, source)
+    if not encoding.startswith("utf-8"):
+        print(plain(f"{source}: read as {encoding}, which its bytes suggest"), file=sys.stderr)
+    rows = [(line.removesuffix("\r"),) for line in text.removesuffix("\n").split("\n")] if text else []
+    return _checked(rows, range(1, len(rows) + 1), ["text"], source, trained_on)
+
+
+def _checked(rows: Sequence[tuple[Any, ...]], lines: Sequence[int], names: list[str], source: str,
+             trained_on: list[str]) -> list[tuple[str, ...]]:
+    """The texts as training reads them. `lines`: where each row stands, from 1."""
+    from finetune.data.decoding import clean
+    from finetune.data.rows import text_problem
+
     if not rows:
-        raise DataError(f"{file.name}: the file has no rows")
-    if len(rows[0]) != len(trained_on):
-        raise DataError(f"{file.name}: the model reads {len(trained_on)} texts per row "
-                        f"({', '.join(trained_on)}), the file gives {len(rows[0])}")
-    for number, row in enumerate(rows):
-        if not all(isinstance(text, str) and text.strip() for text in row):
-            raise DataError(f"{file.name}: row {number} (from 0) has an empty text or none")
-    return [tuple(row) for row in rows]
+        raise DataError(f"{source}: there are no rows")
+    if len(names) != len(trained_on):
+        raise DataError(f"{source}: the model reads {len(trained_on)} texts per row "
+                        f"({', '.join(trained_on)}), the file gives {len(names)}")
+    for line, row in zip(lines, rows, strict=True):
+        reason = text_problem(row, range(len(row)), names)
+        if reason:
+            raise DataError(f"{source} line {line}: {reason}; {_SIDE_BY_SIDE}")
+    return [tuple(clean(value) for value in row) for row in rows]
 
 
 def predict(loaded: LoadedModel, texts: list[tuple[str, ...]], batch_size: int) -> np.ndarray:

@@ -43,6 +43,9 @@ def save_full(classifier: Classifier, backbone: Backbone, manifest: KeptModel, t
     model = whole_backbone(classifier, backbone)
     head = {name: _plain(p) for name, p in classifier.head.named_parameters()}
     with whole_folder(target, "a model") as folder, without_progress_bars():
+        if manifest.label_names:
+            model.config.id2label = dict(enumerate(manifest.label_names))
+            model.config.label2id = {name: index for index, name in enumerate(manifest.label_names)}
         model.save_pretrained(folder)
         backbone.tokenizer.save_pretrained(folder)
         save_file(head, folder / HEAD)

@@ -54,7 +54,9 @@ def main(args: argparse.Namespace) -> int:
     from finetune.sweep.live import open_view
     from finetune.sweep.runner import run_sweep
     from finetune.sweep.spec import load_spec
+    from finetune.tracking import check_mode
 
+    check_mode()
     spec = load_spec(find_sweep(args.file), args.overrides)
     if args.name:
         spec = replace(spec, name=args.name, as_run={**spec.as_run, "name": args.name})

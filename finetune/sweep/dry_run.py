@@ -90,10 +90,13 @@ class Forecast:
         if len(self.labels) > SHOWN:
             lines.append(f"  … and {len(self.labels) - SHOWN} more (--json lists all)")
         lines += [f"note: {note}" for note in self.notes]
-        left = "unknown" if self.seconds is None else f"about {duration(self.seconds)}"
-        lines.append(f"time: {left} with {self.workers} worker{'s' * (self.workers != 1)}, measured on a few rows of "
-                     "each kind of trial")
-        lines.append(f"disk: about {_size(self.disk_bytes)} of records, predictions and models (save_model)")
+        if self.seconds is None:
+            lines.append("time: unknown, since no trial ended well on a few rows")
+            lines.append(f"disk: about {_size(self.disk_bytes)} of records, without predictions and models")
+        else:
+            lines.append(f"time: about {duration(self.seconds)} with {self.workers} worker{'s' * (self.workers != 1)}, "
+                         "measured on a few rows of each kind of trial")
+            lines.append(f"disk: about {_size(self.disk_bytes)} of records, predictions and models (save_model)")
         return "\n".join([*lines, f"power: {self.detectable}"])
 
 
@@ -137,7 +140,8 @@ def _probe_kinds(plan: Plan, scratch: Path, team: Team, view: View) -> dict[tupl
     probes: dict[tuple, Probe] = {}
     for number, (kind, candidate) in enumerate(asked, start=1):
         view.say(f"timing {label_of(candidate.values, plan.searched)} ({number} of {len(asked)})")
-        config = _short(TrialConfig.from_mapping({**candidate.values, **plan.fixed}), scratch / "probe")
+        rows = plan.descriptions[candidate.trial_id].content["rows"]["train"]
+        config = _short(TrialConfig.from_mapping({**candidate.values, **plan.fixed}), scratch / "probe", rows)
         for _ in range(2 if number == 1 else 1):
             probe = _run(config, team)
         if probe is not None:
@@ -145,11 +149,12 @@ def _probe_kinds(plan: Plan, scratch: Path, team: Team, view: View) -> dict[tupl
     return probes
 
 
-def _short(config: TrialConfig, folder: Path) -> TrialConfig:
+def _short(config: TrialConfig, folder: Path, rows: int) -> TrialConfig:
+    """`rows`: how many the trial would train on."""
     batch = min(config.per_device_train_batch_size, PROBE_BATCH)
     return config.replace(
-        output_dir=str(folder), train_size=PROBE_ROWS, evaluation_size=PROBE_ROWS, num_train_epochs=1, save_model=False,
-        per_device_train_batch_size=batch, gradient_accumulation_steps=1, checkpointing_steps=None,
+        output_dir=str(folder), train_size=min(PROBE_ROWS, rows), evaluation_size=PROBE_ROWS, num_train_epochs=1,
+        save_model=False, per_device_train_batch_size=batch, gradient_accumulation_steps=1, checkpointing_steps=None,
         strategy=_first_epoch(config.strategy),
     )
 

@@ -3,7 +3,7 @@
 Without an account everything works: WANDB_MODE=offline records runs for later, without a key W&B is off.
 """
 
-from finetune.tracking.client import in_sweep, speak_through
+from finetune.tracking.client import check_mode, in_sweep, speak_through
 from finetune.tracking.tracker import Tracker, open_tracker, refuse
 
-__all__ = ["Tracker", "in_sweep", "open_tracker", "refuse", "speak_through"]
+__all__ = ["Tracker", "check_mode", "in_sweep", "open_tracker", "refuse", "speak_through"]

@@ -10,12 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import FinetuneError
+from finetune.errors import ConfigError, FinetuneError, Problem, did_you_mean
 
 INIT_SECONDS = 30.0  # to reach the server before the run is recorded offline instead
 FINISH_SECONDS = 60.0  # to upload the rest at the end of a run
 TRANSMIT_SECONDS = 5.0  # between posts in a sweep, where their answers bring the server's stop
 PROJECT = "stellar-finetuning"
+MODES = ("online", "offline", "disabled", "dryrun", "run", "shared")  # as wandb.Settings has them
 
 _said: set[str] = set()
 _unreachable = threading.Event()  # this process has waited for the server in vain: it does not wait again
@@ -46,20 +47,42 @@ def in_sweep() -> bool:
     return bool(os.environ.get("WANDB_SWEEP_ID"))
 
 
+def check_mode() -> None:
+    """Before anything asks for W&B's mode: an empty WANDB_MODE is an unset one, for us and for what we start.
+
+    Raises ConfigError for a mode that W&B does not know.
+    """
+    mode = os.environ.get("WANDB_MODE")
+    if mode == "":
+        del os.environ["WANDB_MODE"]
+    elif mode is not None and mode not in MODES:
+        raise ConfigError([Problem("WANDB_MODE", mode, f"allowed: {', '.join(MODES)}{did_you_mean(mode, MODES)}")])
+
+
 def wanted_mode() -> str:
     """online, offline or disabled. Never asks for a key; says it in one line when there is none."""
-    if os.environ.get("WANDB_MODE") == "disabled":
-        return "disabled"  # without a second for importing the client
-    import wandb
-    from wandb.sdk import wandb_setup
-
-    settings = wandb_setup.singleton().settings
-    if settings.mode in ("disabled", "offline", "dryrun"):
-        return "offline" if settings.mode == "dryrun" else settings.mode
-    if not wandb.login(prompt=False, verify=False):
+    mode = configured_mode()
+    if mode == "online" and not has_key():
         say_once("W&B is off: no API key (`wandb login`, or WANDB_MODE=offline to record runs for later)")
         return "disabled"
-    return "offline" if _unreachable.is_set() else "online"
+    return "offline" if mode == "online" and _unreachable.is_set() else mode
+
+
+def configured_mode() -> str:
+    """online, offline or disabled, as WANDB_MODE and W&B's own settings have it. Raises ConfigError."""
+    check_mode()
+    if os.environ.get("WANDB_MODE") == "disabled":
+        return "disabled"  # without a second for importing the client
+    from wandb.sdk import wandb_setup
+
+    mode = wandb_setup.singleton().settings.mode
+    return {"dryrun": "offline", "offline": "offline", "disabled": "disabled"}.get(mode, "online")
+
+
+def has_key() -> bool:
+    import wandb
+
+    return bool(wandb.login(prompt=False, verify=False))
 
 
 def usual_project() -> str:
