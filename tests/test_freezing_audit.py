@@ -127,17 +127,19 @@ def test_gradient_checkpointing_through_a_whole_trial_gives_the_same_figures(kno
 
 
 def test_the_best_epoch_comes_back_whole_when_more_trained_later(knobs, tmp_path):
-    """lp_ft whose second phase ruins the backbone: what is tested is the first epoch's model, backbone included."""
+    """lp_ft whose second phase is worse: what is tested is the first epoch's model, backbone included.
+
+    Where validation has the opposite labels, the better phase in training is surely the worse one there.
+    """
     import json
 
-    from tiny import DATA
-
-    rows = [json.loads(line) for line in (DATA / "train.jsonl").read_text().splitlines()[:80]]
-    for split, part in (("train", rows[:40]), ("validation", rows[40:]), ("test", rows[40:])):
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    for split, first, sign in (("train", 0, 0), ("validation", 40, 1), ("test", 40, 1)):
+        rows = [{"text": f"{('a bad', 'a good')[i % 2]} film , number {i}", "label": (i + sign) % 2}
+                for i in range(first, first + 40)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = TrialConfig.from_mapping({
         **knobs, "dataset_name": str(tmp_path), "strategy": "lp_ft:1", "num_train_epochs": 2, "train_size": None,
-        "learning_rate": 0.1, "metric_for_best_model": "loss", "evaluation_size": None})
+        "learning_rate": 0.01, "metric_for_best_model": "loss", "evaluation_size": None})
     result = run_trial(config)
     assert result.record.state == "complete", result.record.error
     assert result.record.best_epoch == 1 and result.record.history[1]["validation"]["loss"] > (

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -105,16 +105,16 @@ def test_transformers_loads_the_exported_backbone_with_every_weight(kept, export
         assert all(torch.equal(p, weights[name]) for name, p in trained.backbone.named_parameters())
 
 
-def test_the_card_s_own_lines_predict_with_transformers_alone(kept, exported, tmp_path):
-    """In a process of its own, from the folder that the card stands in."""
+def test_the_card_s_own_lines_predict_with_transformers_alone(kept, exported, tmp_path, capsys):
     code = (exported / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
     code = code.replace('"FOLDER"', repr(str(exported))).replace("'a text'", "'a warm , funny film'")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    capsys.readouterr()
+    exec(code, {})
+    printed = capsys.readouterr().out
     (tmp_path / "a.txt").write_text("a warm , funny film\n")
     texts = read_texts(tmp_path / "a.txt", None, ["text"])
     row = next(described(predict(load_kept(exported), texts, 1), load_kept(exported)))
-    assert ast.literal_eval(done.stdout) == pytest.approx(row["probabilities"], abs=1e-5)
+    assert ast.literal_eval(printed) == pytest.approx(row["probabilities"], abs=1e-5)
 
 
 def test_what_is_kept_names_labels_but_no_place_on_this_machine(kept, exported):
@@ -180,11 +180,11 @@ def test_texts_are_read_as_training_reads_them(tmp_path):
     assert read_texts(tmp_path / "c.jsonl", None, ["text"]) == [("half a \ufffd pair",), ("7",)]
 
 
-def test_predict_reads_texts_from_stdin(one_kept):
+def test_predict_reads_texts_from_stdin(one_kept, monkeypatch, capsys):
     def predicted(texts):
-        done = subprocess.run([sys.executable, "-m", "finetune", "predict", str(one_kept), "-"], input=texts.encode(),
-                              capture_output=True)
-        return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr.decode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(texts.encode())))
+        code, captured = main(["predict", str(one_kept), "-"]), capsys.readouterr()
+        return code, [json.loads(line) for line in captured.out.splitlines()], captured.err
 
     code, rows, _ = predicted("a warm film\na mess\n")
     assert code == 0 and [row["row"] for row in rows] == [0, 1] and {row["label"] for row in rows} <= NAMES

@@ -80,6 +80,12 @@ def test_off_means_no_run_and_at_most_one_line(staged, in_this_process, capfd, c
     lines = warnings(capfd.readouterr().err)
     assert len(lines) == len(told) and all(part in line for part, line in zip(told, lines, strict=True))
 
+    with in_this_process(**changes):
+        assert cli.main(["sync", str(staged.folder / "out")]) == 5
+    why = ("no API key for W&B: run `wandb login`, or set WANDB_API_KEY" if told else
+           "W&B's mode is disabled: nothing can be sent; unset WANDB_MODE")
+    assert capfd.readouterr().err == f"finetune sync: {why}\n"
+
 
 @pytest.mark.parametrize("command", [["train", "--train_size=8"], ["sweep", "quickstart"], ["doctor"]])
 @pytest.mark.fault("input", "a WANDB_MODE that W&B does not know", "one sentence with the modes there are, exit 2")
