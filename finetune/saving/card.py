@@ -74,8 +74,6 @@ def model_card(manifest: KeptModel, class_name: str) -> str:
     total, trainable = manifest.parameters["total"], manifest.parameters["trainable"]
     names = [name for name, value in manifest.metrics.get("validation", {}).items() if isinstance(value, int | float)]
     labels = f"Labels: {', '.join(manifest.label_names)}." if manifest.label_names else "The target is a number."
-    recipe = USE_FULL.format(cls=class_name if class_name.endswith("EncoderModel") else "AutoModel",
-                             **_recipe(manifest))
     return CARD.format(
         base=manifest.base.name, revision=manifest.base.revision or "unknown", digest=manifest.base.digest[:16],
         title=f"{manifest.base.name.rpartition('/')[2]} on {data['name']}",
@@ -91,27 +89,26 @@ def model_card(manifest: KeptModel, class_name: str) -> str:
         rows=", ".join(f"{split} {rows}" for split, rows in data["rows"].items()), labels=labels,
         metrics="\n".join(f"| {name} | {_shown(manifest, 'validation', name)} | {_shown(manifest, 'test', name)} |"
                           for name in names),
-        trial=manifest.trial_id[:12], use=recipe if manifest.kind == "full" else USE_DELTA,
+        trial=manifest.trial_id[:12], use=_recipe(manifest, class_name) if manifest.kind == "full" else USE_DELTA,
     )
 
 
-def _recipe(manifest: KeptModel) -> dict[str, str | int]:
+def _recipe(manifest: KeptModel, class_name: str) -> str:
     """USE_FULL's lines for this pooling, head and task. Of one text, without padding, pooling is this simple."""
     mean, deviation = manifest.head.units
     linear = 'x = x @ head["linears.{0}.weight"].T + head["linears.{0}.bias"]'
-    layers = [linear.format(0)]
-    if manifest.head.size:
-        layers = [linear.format(0) + "\n    x = x.relu()", linear.format(1)]
+    head = [linear.format(0), "x = x.relu()", linear.format(1)] if manifest.head.size else [linear.format(0)]
     names = manifest.label_names
-    return {
-        "texts": ", ".join(repr(f"a {name}") for name in manifest.text_columns), "max_length": manifest.max_length,
-        "pooled": {"mean": "output.last_hidden_state.mean(1)", "cls": "output.last_hidden_state[:, 0]",
+    return USE_FULL.format(
+        cls=class_name if class_name.endswith("EncoderModel") else "AutoModel",
+        texts=", ".join(repr(f"a {name}") for name in manifest.text_columns), max_length=manifest.max_length,
+        pooled={"mean": "output.last_hidden_state.mean(1)", "cls": "output.last_hidden_state[:, 0]",
                    "last": "output.last_hidden_state[:, -1]", "pooler": "output.pooler_output"}[manifest.pooling],
-        "head": "\n".join(f"    {layer}" for layer in layers),
-        "answer": {"classification": f"dict(zip({names}, x.softmax(-1)[0].tolist()))",
+        head="\n".join(f"    {line}" for line in head),
+        answer={"classification": f"dict(zip({names}, x.softmax(-1)[0].tolist()))",
                    "multilabel": f"dict(zip({names}, x.sigmoid()[0].tolist()))",
                    "regression": f"x.item() * {deviation} + {mean}"}[manifest.task],
-    }
+    )
 
 
 def _shown(manifest: KeptModel, split: str, name: str) -> str:
