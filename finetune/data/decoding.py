@@ -54,6 +54,13 @@ def decode_text(payload: bytes, source: str) -> tuple[str, str]:
     return _decode(payload, encoding, source), encoding
 
 
+def note_on_encoding(encoding: str, source: str) -> str | None:
+    """For the user, where the encoding was guessed; None where it is UTF-8."""
+    if encoding.startswith("utf-8"):
+        return None
+    return f"{source}: read as {encoding}, which its bytes suggest; if letters look wrong, save it as UTF-8"
+
+
 def _mostly_utf8(payload: bytes) -> str | None:
     """UTF-8 in which some lines are broken, as escaped bytes (U+DC80 to U+DCFF) that `broken_bytes` finds; else None.
 

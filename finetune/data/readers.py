@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from finetune.data.decoding import clean, decode_text
+from finetune.data.decoding import clean, decode_text, note_on_encoding
 from finetune.data.delimited import read_delimited
 from finetune.data.jsonfile import DEPTH, WHOLE, looks_like_one_value, read_json, read_json_lines
 from finetune.data.table import Table
@@ -40,9 +40,8 @@ def read_file(path: Path, source: str) -> dict[str, Table]:
     tables = {clean(split): table for split, table in _read_text(text, source, suffix).items()}
     for table in tables.values():
         table.columns = [clean(name) for name in table.columns]
-    if not encoding.startswith("utf-8"):
-        next(iter(tables.values())).notes.append(f"{source}: read as {encoding}, which its bytes suggest; "
-                                               "if letters look wrong, save it as UTF-8")
+    if note := note_on_encoding(encoding, source):
+        next(iter(tables.values())).notes.append(note)
     return tables
 
 

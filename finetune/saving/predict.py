@@ -93,11 +93,11 @@ def read_texts(file: Path, columns: list[str] | None, trained_on: list[str]) -> 
 
 def _lines(payload: bytes, source: str, trained_on: list[str]) -> list[tuple[str, ...]]:
     """A text a line."""
-    from finetune.data.decoding import decode_text
+    from finetune.data.decoding import decode_text, note_on_encoding
 
     text, encoding = decode_text(payload, source)
-    if not encoding.startswith("utf-8"):
-        print(plain(f"{source}: read as {encoding}, which its bytes suggest"), file=sys.stderr)
+    if note := note_on_encoding(encoding, source):
+        print(plain(note), file=sys.stderr)
     rows = [(line.removesuffix("\r"),) for line in text.removesuffix("\n").split("\n")] if text else []
     return _checked(rows, range(1, len(rows) + 1), ["text"], source, trained_on)
 
