@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from analysis.report import write_report
+    from analysis.report.report import write_report
 
     check(args)
     report = write_report(

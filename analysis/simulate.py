@@ -18,8 +18,10 @@ import numpy as np
 from scipy import special
 from scipy import stats as distributions
 
-from analysis import metrics, stats
-from analysis.stats import Parts
+from analysis.statistics import metrics
+
+from analysis.statistics import stats
+from analysis.statistics.stats import Parts
 
 ROWS = 2000
 ACCURACY = 0.82

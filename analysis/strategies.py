@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from finetune.evaluation import higher_is_better
+from finetune.training.evaluation import higher_is_better
 from finetune.results import RecordStore, TrialRecord
 
 FRACTIONS = ("accuracy", "f1", "f1_macro", "f1_micro", "f1_weighted")

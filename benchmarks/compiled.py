@@ -14,9 +14,9 @@ import torch
 from speed import COMMON
 
 from finetune.config import TrialConfig
-from finetune.data.batches import to_device, training_batches
+from finetune.data.encoding.batches import to_device, training_batches
 from finetune.freezing import Moment
-from finetune.loop import per_example_loss
+from finetune.training.loop import per_example_loss
 from finetune.trial import build_classifier, encode_splits, resolve_trial
 
 

@@ -11,10 +11,12 @@ import os
 import numpy as np
 import torch
 
-from finetune import loop, trial
+from finetune import trial
+
+from finetune.training import loop
 from finetune.prefix import budget, reuse
 from finetune.randomness import stream_seed
-from finetune.trial import resolve_trial  # noqa: F401  (a task offers it)
+from finetune.trial import resolve_trial# noqa: F401  (a task offers it)
 
 PARTS = {
     "reuse": "no reuse of frozen activations (prefix_cache: false)",

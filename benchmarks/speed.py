@@ -100,7 +100,7 @@ class Bench:
     def rows_file(self, fixed: dict[str, Any]) -> Path:
         """The same rows for both sides, as text; making it is not part of any time."""
         from finetune.config import TrialConfig
-        from finetune.data.encoding import token_lengths
+        from finetune.data.encoding.encoding import token_lengths
         from finetune.models import load_backbone
         from finetune.models.sources import find_model
         from finetune.trial import resolve_trial

@@ -13,17 +13,17 @@ from finetune.errors import FinetuneError
 
 SUBCOMMANDS = {
     "train": ("finetune.train", "train one trial"),
-    "sweep": ("finetune.sweep.command", "run all trials of a W&B sweep file on this machine, no account needed"),
-    "status": ("finetune.sweep.status", "show the state of a sweep's directory"),
+    "sweep": ("finetune.commands.sweep", "run all trials of a W&B sweep file on this machine, no account needed"),
+    "status": ("finetune.commands.status", "show the state of a sweep's directory"),
     "report": ("analysis.command", "figures, tables and report.html from a sweep's records"),
-    "layers": ("finetune.models.command", "show a model's parts and what a freeze depth or strategy trains"),
-    "predict": ("finetune.saving.predict", "labels for new texts from a trained model"),
-    "export": ("finetune.saving.export", "write a trial's whole model, as transformers loads it"),
-    "cache": ("finetune.prefix.command", "show or clear what is kept to be reused: activations of frozen layers"),
-    "data": ("finetune.data.command", "list and inspect data sets"),
-    "doctor": ("finetune.doctor", "check this machine, an output directory and the cache, and say what to do"),
-    "new": ("finetune.data.new", "write a sweep file by answering questions"),
-    "sync": ("finetune.sync", "bring an offline sweep to W&B"),
+    "layers": ("finetune.commands.layers", "show a model's parts and what a freeze depth or strategy trains"),
+    "predict": ("finetune.commands.predict", "labels for new texts from a trained model"),
+    "export": ("finetune.commands.export", "write a trial's whole model, as transformers loads it"),
+    "cache": ("finetune.commands.cache", "show or clear what is kept to be reused: activations of frozen layers"),
+    "data": ("finetune.commands.data", "list and inspect data sets"),
+    "doctor": ("finetune.commands.doctor", "check this machine, an output directory and the cache, and say what to do"),
+    "new": ("finetune.commands.new", "write a sweep file by answering questions"),
+    "sync": ("finetune.commands.sync", "bring an offline sweep to W&B"),
 }
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from finetune import interrupt
+from finetune.training import signals
 from finetune.config import KNOBS, TrialConfig, decode, knob_help
-from finetune.data.display import plain
+from finetune.display import plain
 from finetune.errors import EXIT_CODES, ConfigError, EnvironmentProblem, FinetuneError
 from finetune.files import FileLock, require_writable
-from finetune.launch import agreed, agreed_knobs, end_with_launcher, is_main_process, process_count
-from finetune.observer import Observer, Observers
+from finetune.tracking.launch import agreed, agreed_knobs, end_with_launcher, is_main_process, process_count
+from finetune.trial.events import Observer, Observers
 from finetune.results import RecordStore, TrialRecord
 from finetune.tracking import Tracker, check_mode, in_sweep, open_tracker, refuse
 
@@ -74,7 +74,7 @@ def run(argv: Sequence[str]) -> int:
     knobs, flags = parse_argv(argv)
     check_mode()
     if handles_signals():
-        interrupt.listen()
+        signals.listen()
         end_with_launcher()
     knobs = agreed_knobs(knobs)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from finetune.data.encoding import EncodedSplit
+from finetune.data.encoding.encoding import EncodedSplit
 from finetune.data.task_data import TaskData
 
 MOST_REJECTED = 20  # rows listed one by one; `finetune data NAME --json` lists all

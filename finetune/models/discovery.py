@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from finetune.models.layers import EMBEDDINGS, TOP, LayerStack, Layout, UnsupportedBackbone, layer_part
-from finetune.models.probe import (
+from finetune.models.tracing import (
     ROWS,
     TOKENS,
     Call,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from finetune.models.layers import LayerStack
-from finetune.models.probe import TOKENS, find_hidden, in_eval_mode, probe_inputs, removed_afterwards, with_hidden
+from finetune.models.tracing import TOKENS, find_hidden, in_eval_mode, probe_inputs, removed_afterwards, with_hidden
 
 SAME = 3e-5  # of the vector's root mean square: above rounding, below what another token's vector differs by
 SCALES = (1.0, 30.0)  # of the noise: with large inputs attention is sharp, and keys matter even where weights are small

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from finetune.errors import ConfigError, Problem
-from finetune.models.probe import probe_inputs, watch_calls
+from finetune.models.tracing import probe_inputs, watch_calls
 
 if TYPE_CHECKING:
     from finetune.models.backbone import Backbone

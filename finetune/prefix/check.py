@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.data.batches import Collator, to_device
+from finetune.data.encoding.batches import Collator, to_device
 from finetune.prefix.fill import Prefix
 from finetune.prefix.replay import Replay
 

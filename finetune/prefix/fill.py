@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.data.batches import Collator, to_device
+from finetune.data.encoding.batches import Collator, to_device
 from finetune.models.head import Classifier
 from finetune.models.layers import LayerStack
-from finetune.models.probe import find_hidden, in_eval_mode, removed_afterwards
+from finetune.models.tracing import find_hidden, in_eval_mode, removed_afterwards
 
 ROWS, TOKENS = {"cpu": 32, "cuda": 256}, {"cpu": 8192, "cuda": 131072}  # per batch, at most
 Autocast = Callable[[], contextlib.AbstractContextManager]

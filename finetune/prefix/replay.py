@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from finetune.models.layers import LayerStack
-from finetune.models.probe import find_hidden, with_hidden
+from finetune.models.tracing import find_hidden, with_hidden
 
 
 class Replay:

@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from finetune.data.batches import Collator, to_device
+from finetune.data.encoding.batches import Collator, to_device
 from finetune.errors import EnvironmentProblem
 from finetune.files import digest_of
 from finetune.freezing import FreezePlan

@@ -15,7 +15,7 @@ from finetune.freezing import resolve_strategy
 from finetune.models.backbone import Backbone, load_backbone
 from finetune.models.head import Classifier, Head
 from finetune.models.poolers import strip_unused_pooler
-from finetune.models.prepare import prepare_backbone
+from finetune.freezing.prepare import prepare_backbone
 from finetune.saving.manifest import DELTA, HEAD, KeptModel, find_kept
 
 

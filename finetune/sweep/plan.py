@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config import TrialConfig
-from finetune.data.display import plain
+from finetune.display import plain
 from finetune.errors import ConfigError, DataError, EnvironmentProblem, Problem, did_you_mean
 from finetune.files import digest_of
 from finetune.results import TrialRecord
-from finetune.sweep.points import Point, first_of_each, grid_points, probe_points, random_points
-from finetune.sweep.search import STARTUP_POINTS, Candidate
-from finetune.sweep.spec import SweepSpec
-from finetune.sweep.team import Team
+from finetune.sweep.spec.points import Point, first_of_each, grid_points, probe_points, random_points
+from finetune.sweep.search.search import STARTUP_POINTS, Candidate
+from finetune.sweep.spec.schema import SweepSpec
+from finetune.sweep.workers.team import Team
 
 TICK = 0.5
 
@@ -84,7 +84,7 @@ class Plan:
     def maximize(self) -> bool:
         if self.spec.metric is not None:
             return self.spec.metric.goal == "maximize"
-        from finetune.evaluation import higher_is_better
+        from finetune.training.evaluation import higher_is_better
 
         return higher_is_better(self.metric)
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from finetune.config import TrialConfig
 from finetune.errors import FinetuneError, Interrupted
-from finetune.launch import is_main_process
-from finetune.observer import Observer, Verdict
+from finetune.tracking.launch import is_main_process
+from finetune.trial.events import Observer, Verdict
 from finetune.results import RecordStore, TrialRecord
 from finetune.tracking.client import TRANSMIT_SECONDS, Client, in_sweep, reason_of, say_once
 from finetune.tracking.mirror import config_of, facts_of, row_of, run_name, summary_of, tags

@@ -1,0 +1,66 @@
+"""`python -m analysis.archive RUN KEPT`: a sweep's records, small enough for git, from which its report is rebuilt.
+
+Every record stays as it is; predictions stay only where the report needs rows: the test split of the reported trials.
+A record whose predictions change is sealed anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.load.records import PROBE_FILE, SWEEP_FILE, load_directory
+from analysis.report.report import make_curves
+from finetune.errors import ConfigError, FinetuneError, Problem, did_you_mean
+from finetune.results import RecordStore
+
+
+def keep(run: Path, kept: Path, leave_out: Sequence[str] = ()) -> int:
+    """Copy RUN's records to KEPT, which must not hold any yet; returns how many.
+
+    `leave_out`: figures of cost that were found to be wrong; they are None in what is kept. Raises ConfigError without
+    records, and for a figure that no record has.
+    """
+    loaded = load_directory(run)
+    figures = {name for trial in loaded.trials for name in trial.record.cost}
+    if unknown := [name for name in leave_out if name not in figures]:
+        raise ConfigError([Problem("--leave_out", name, f"allowed: {', '.join(sorted(figures))}"
+                                   + did_you_mean(name, figures)) for name in unknown])
+    reported = {trial.record.trial_id for curve in make_curves(loaded) for point in curve.points
+                for trial in point.trials}
+    store = RecordStore(kept)
+    for trial in loaded.trials:
+        predictions = trial.read() if trial.record.trial_id in reported else {}
+        cost = {name: None if name in leave_out else value for name, value in trial.record.cost.items()}
+        history = [{name: value for name, value in entry.items() if name not in leave_out}
+                   for entry in trial.record.history]
+        store.publish(trial.record.model_copy(update={"files": {}, "cost": cost, "history": history}),
+                      {name: array for name, array in predictions.items() if name.startswith("test_")})
+    for name in (SWEEP_FILE, PROBE_FILE):
+        if (run / name).exists():
+            shutil.copy(run / name, kept / name)
+    return len(loaded.trials)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m analysis.archive", description=__doc__, allow_abbrev=False)
+    parser.add_argument("run", type=Path, metavar="RUN", help="a sweep's output directory, e.g. runs/rotten_tomatoes")
+    parser.add_argument("kept", type=Path, metavar="KEPT", help="where it is kept, e.g. docs/results/rotten_tomatoes")
+    parser.add_argument("--leave_out", action="append", default=[], metavar="NAME",
+                        help="a figure of cost that was found to be wrong, e.g. peak_memory_bytes (repeatable)")
+    args = parser.parse_args()
+    try:
+        count = keep(args.run, args.kept, args.leave_out)
+    except FinetuneError as error:
+        print(f"analysis.archive: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    size = sum(path.stat().st_size for path in args.kept.rglob("*") if path.is_file())
+    print(json.dumps({"records": count, "bytes": size}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""The main picture: a metric against frozen layers. Computed first (NamedTuples), then drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from analysis.figures import svg
+
+from analysis.findings import verdict
+from analysis.findings.curves import Curve, Point
+from analysis.load.records import Arm
+from analysis.findings.words import margin_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FRACTIONS = {"accuracy", "f1", "f1_macro", "f1_micro", "f1_weighted", "subset_accuracy"}  # drawn in percent
+
+
+class DepthPoint(NamedTuple):
+    """One depth as drawn; fractions."""
+
+    arm: Arm
+    estimate: float
+    low: float
+    high: float
+    values: dict[int, float]  # by seed
+    hover: str
+
+
+class DepthCurve(NamedTuple):
+    """Everything that the curve's picture shows."""
+
+    name: str
+    metric: str
+    points: list[DepthPoint]
+    reference: float | None
+    baseline: float | None
+    safe_depth: int | None
+    margin: float
+    sign: int
+
+
+def scale_of(metric: str) -> float:
+    return 100.0 if metric in FRACTIONS else 1.0
+
+
+def axis_name(metric: str) -> str:
+    return f"test {metric} (%)" if metric in FRACTIONS else f"test {metric}"
+
+
+def number(metric: str, value: float) -> str:
+    return f"{100 * value:.1f}%" if metric in FRACTIONS else f"{value:.4f}"
+
+
+def depth_curve(curve: Curve, margin: float) -> DepthCurve:
+    """The curve's picture, computed."""
+    safe = verdict.deepest_safe(curve, margin)
+    reference = curve.reference.interval.estimate if curve.reference else None
+    return DepthCurve(curve.name, curve.metric, [_depth_point(curve, p) for p in curve.depths], reference,
+                      curve.baseline, safe.freeze_depth, margin, curve.sign)
+
+
+def _depth_point(curve: Curve, point: Point) -> DepthPoint:
+    estimate, low, high, tag = point.interval
+    between = "" if math.isnan(low) else f", 95% {number(curve.metric, low)} to {number(curve.metric, high)}"
+    text = f"{point.arm.name}: {number(curve.metric, estimate)}{between}, {len(point.measured.seeds)} seeds"
+    values = dict(zip(point.measured.seeds, map(float, point.measured.values), strict=True))
+    return DepthPoint(point.arm, estimate, low, high, values, text + (f" ({tag})" if tag else ""))
+
+
+def positions(curves: Sequence[DepthCurve]) -> dict[int, int]:
+    """Depth -> place on the axis, in the order of what is frozen, common to all curves."""
+    arms = {point.arm.freeze_depth: point.arm for curve in curves for point in curve.points}
+    ordered = sorted(arms.values(), key=lambda arm: arm.order)
+    return {arm.freeze_depth: place for place, arm in enumerate(ordered) if arm.freeze_depth is not None}
+
+
+def draw_panels(curves: Sequence[DepthCurve], axes: Iterable[Axes]) -> None:
+    """One small picture per curve, where one for all could not be read; axes that are left over stay empty."""
+    axes = list(axes)
+    for curve, ax in zip(curves, axes, strict=False):
+        draw_depth_curves([curve._replace(name="")], ax, legend=False)
+        ax.set_title(svg.label(curve.name, 34), fontsize=9)
+    for ax in axes[len(curves):]:
+        ax.set_axis_off()
+    first = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(*first, loc="outside lower center", ncols=3, fontsize=8.5)
+
+
+def draw_depth_curves(curves: Sequence[DepthCurve], ax: Axes, *, legend: bool = True) -> None:
+    """Metric against frozen layers; with one curve also the reference, the margin and the safe region."""
+    places = positions(curves)
+    for index, curve in enumerate(curves):
+        shift = 0.0 if len(curves) == 1 else 0.36 * (index / (len(curves) - 1) - 0.5)
+        _draw_curve(curve, places, index, shift, ax)
+    if len(curves) == 1:
+        _draw_references(curves[0], places, ax)
+    elif len({curve.baseline for curve in curves}) == 1:
+        _draw_baseline(curves[0], ax)
+    ax.set_xticks(list(places.values()), ["emb" if depth == -1 else str(depth) for depth in places])
+    emb = "; emb: embeddings only" if -1 in places else ""
+    ax.set_xlabel(f"frozen layers (0: full fine-tuning{emb})" if legend else "frozen layers")
+    ax.set_ylabel(axis_name(curves[0].metric))
+    ax.grid(axis="x", visible=False)
+    if legend:
+        ax.figure.legend(loc="outside lower center", ncols=3, fontsize=8.5)
+
+
+def _draw_curve(curve: DepthCurve, places: dict[int, int], index: int, shift: float, ax: Axes) -> None:
+    scale, colour = scale_of(curve.metric), svg.COLOURS[index % len(svg.COLOURS)]
+    xs = [places[p.arm.freeze_depth] + shift for p in curve.points]  # type: ignore[index]
+    name = svg.label(curve.name) or "mean over seeds, 95% interval"
+    ax.plot(xs, [scale * p.estimate for p in curve.points], color=colour, linewidth=1.6, zorder=3, label=name,
+            marker=svg.MARKERS[index % len(svg.MARKERS)], markersize=0)
+    for x, point in zip(xs, curve.points, strict=True):
+        if not math.isnan(point.low):
+            ax.vlines(x, scale * point.low, scale * point.high, color=colour, linewidth=2.2, zorder=3)
+        beside = x + 0.012 * len(places)
+        for seed, value in point.values.items():
+            dot, = ax.plot([beside], [scale * value], ".", color=colour, alpha=0.55, markersize=5, zorder=2)
+            svg.hover(dot, f"{point.arm.name}, seed {seed}: {number(curve.metric, value)}")
+        mark, = ax.plot([x], [scale * point.estimate], svg.MARKERS[index % len(svg.MARKERS)], color=colour,
+                        markersize=6.5, zorder=4)
+        svg.hover(mark, f"{curve.name + ', ' if curve.name else ''}{point.hover}")
+
+
+def _draw_references(curve: DepthCurve, places: dict[int, int], ax: Axes) -> None:
+    scale = scale_of(curve.metric)
+    if curve.reference is not None:
+        ax.axhline(scale * curve.reference, color=svg.INK, linewidth=1, linestyle="--", zorder=1,
+                   label="full fine-tuning")
+        edge = curve.reference - curve.sign * curve.margin
+        ax.axhspan(scale * edge, scale * curve.reference, color=svg.GREEN, alpha=0.14, linewidth=0, zorder=0,
+                   label=f"within the margin of {margin_text(curve.margin)}")
+    if curve.safe_depth is not None:
+        ax.axvspan(-0.4, places[curve.safe_depth] + 0.4, color=svg.SKY, alpha=0.16, linewidth=0, zorder=0,
+                   label="shown safe")
+    _draw_baseline(curve, ax)
+
+
+def _draw_baseline(curve: DepthCurve, ax: Axes) -> None:
+    """A line, or, where it would squeeze the curve into a corner, a note at the edge of the axis."""
+    if curve.baseline is None:
+        return
+    name = "majority baseline" if curve.metric in FRACTIONS else "baseline"
+    bottom, top = ax.get_ylim()
+    level = scale_of(curve.metric) * curve.baseline
+    if bottom - 1.5 * (top - bottom) <= level <= top + 1.5 * (top - bottom):
+        ax.axhline(level, color=svg.RED, linewidth=1.2, linestyle=":", zorder=1, label=name)
+        return
+    below = level < bottom
+    text = f"{name} {number(curve.metric, curve.baseline)} {'↓' if below else '↑'}"
+    ax.annotate(text, (0.012, 0.015 if below else 0.985), xycoords="axes fraction", va="bottom" if below else "top",
+                fontsize=8.5)

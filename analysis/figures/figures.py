@@ -1,0 +1,176 @@
+"""All figures of a report, in the order in which they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from analysis.figures import curve as plots
+
+from analysis.figures import cost as plots_cost
+
+from analysis.figures import detail as plots_detail
+
+from analysis.figures import tuning as plots_tuning
+
+from analysis.figures import svg
+from analysis.findings.curves import Curve, counted_at_baseline
+
+MOST_OVERLAID = 7  # colours that can be told apart
+MOST_PANELS = 24
+WIDE = 9.6  # inches: the page's width
+
+
+class Figure(NamedTuple):
+    """A figure: `name` is its file's name, `svg` one <svg> element; `section` is where the page shows it."""
+
+    name: str
+    section: str  # curve | cost | detail | tuning
+    title: str
+    caption: str
+    svg: str
+
+
+def make_figures(curves: Sequence[Curve], margin: float, probes: Sequence[dict[str, Any]] = ()) -> list[Figure]:
+    return [*_main(curves, margin), *_sizes(curves), *_lost(curves, margin), *_differences(curves, margin),
+            *_costs(curves), *_equal_compute(curves), *_classes(curves), *_probe(curves, margin, probes),
+            *_learning(curves), *_heatmaps(curves), *_budgets(curves)]
+
+
+def _main(curves: Sequence[Curve], margin: float) -> Iterator[Figure]:
+    computed = [plots.depth_curve(curve, margin) for curve in curves if curve.depths]
+    caption = ("Mean over seeds with its 95% interval; every dot is a seed. An interval says how sure the level is; "
+               "for differences between depths, which are paired, see the comparisons.")
+    together = len(computed) > 1 and len({curve.metric for curve in computed}) == 1 and len(computed) <= MOST_OVERLAID
+    if together or len(computed) == 1:
+        yield draw("curve", "curve", f"Test {computed[0].metric} against frozen layers", caption,
+                   lambda ax: plots.draw_depth_curves(computed, ax), figsize=(WIDE, 4.8))
+    elif computed:
+        shown, columns = computed[:MOST_PANELS], 3
+        rows = -(-len(shown) // columns)
+        yield draw("curve", "curve", "Test result against frozen layers", caption,
+                   lambda axes: plots.draw_panels(shown, axes.flat), nrows=rows, ncols=columns, squeeze=False,
+                   sharey=len({curve.metric for curve in shown}) == 1, figsize=(WIDE, 0.5 + 2.6 * rows))
+    for index, curve in enumerate(computed if len(computed) > 1 else [], start=1):
+        yield draw(f"curve-{index}", "detail", f"{curve.name}: test {curve.metric} against frozen layers", caption,
+                   lambda ax, own=curve: plots.draw_depth_curves([own], ax))
+
+
+def _sizes(curves: Sequence[Curve]) -> Iterator[Figure]:
+    lines, grid = plots_detail.by_train_size(curves), plots_detail.size_grid(curves)
+    if grid is None:
+        return
+    metric = curves[0].metric
+    yield draw("train-size", "curve", "Depth and training size", "Mean over seeds with its 95% interval.",
+               lambda ax: plots_detail.draw_sizes(lines, metric, ax))
+    yield draw("train-size-grid", "detail", "Depth × training size", f"Test {metric}, mean over seeds.",
+               lambda ax: plots_tuning.draw_grid(grid, metric, ax))
+
+
+def _lost(curves: Sequence[Curve], margin: float) -> Iterator[Figure]:
+    for name, curve in _numbered(curves, "curve-lost-seeds"):
+        pessimistic = counted_at_baseline(curve)
+        if pessimistic is not None and pessimistic.depths:
+            computed = plots.depth_curve(pessimistic, margin)
+            yield draw(name, "curve", _titled(curve, "The curve with lost seeds counted at the baseline"),
+                       "Seeds without a result (failed, pruned, never run) stand at the baseline.",
+                       lambda ax, own=computed: plots.draw_depth_curves([own], ax))
+
+
+def _differences(curves: Sequence[Curve], margin: float) -> Iterator[Figure]:
+    found = [change for curve in curves for change in plots_cost.changes(curve)]
+    if found and len({curve.metric for curve in curves}) == 1:
+        yield draw("differences", "curve", "Difference to full fine-tuning",
+                   "Paired by seed and by test row; 95% intervals, not adjusted for their number. Dotted: the margin.",
+                   lambda ax: plots_cost.draw_changes(found, curves[0].metric, margin, curves[0].sign, ax),
+                   figsize=(WIDE, 1.3 + 0.36 * len(found)))
+
+
+def _costs(curves: Sequence[Curve]) -> Iterator[Figure]:
+    if len({curve.metric for curve in curves}) > 1:
+        return
+    for cost in plots_cost.COSTS:
+        fronts = [plots_cost.pareto(curve, cost) for curve in curves]
+        if any(len(found) > 1 for found in fronts):
+            yield draw(f"pareto-{cost.name.replace('_', '-')}", "cost", f"Quality against {cost.axis.split(' (')[0]}",
+                       "Filled marks on the line are not beaten in both (the Pareto front); 95% intervals.",
+                       lambda ax, found=fronts, own=cost: plots_cost.draw_pareto(found, own, curves[0].metric, ax))
+
+
+def _equal_compute(curves: Sequence[Curve]) -> Iterator[Figure]:
+    for name, curve in _numbered(curves, "equal-compute"):
+        found = plots_cost.spent(curve)
+        if len(found) > 1:
+            yield draw(name, "cost", _titled(curve, "At equal compute"),
+                       "What each had reached after so much training time: its best epoch so far on validation, mean "
+                       "over the reported seeds. Every schedule is as long as its own training, so that an early epoch "
+                       "is not what a shorter run would have ended with.",
+                       lambda ax, own=found, m=curve.protocol.group.selection: plots_cost.draw_spent(own, m, ax))
+
+
+def _classes(curves: Sequence[Curve]) -> Iterator[Figure]:
+    for name, curve in _numbered(curves, "classes"):
+        grid = plots_detail.class_changes(curve)
+        if grid is not None and grid.columns:
+            yield draw(name, "detail", _titled(curve, "Change of recall per class against full fine-tuning"),
+                       "In points; bold where the class's own 95% interval excludes zero (not adjusted for their "
+                       "number).", lambda ax, own=grid: plots_tuning.draw_grid(own, "recall", ax, diverging=True),
+                       figsize=(7.2, 1.3 + 0.34 * len(grid.rows)))
+
+
+def _probe(curves: Sequence[Curve], margin: float, probes: Sequence[dict[str, Any]]) -> Iterator[Figure]:
+    if len(curves) == 1 and probes and curves[0].depths and probes[0]["metric"] == curves[0].metric:
+        computed = plots.depth_curve(curves[0], margin)
+        yield draw("probe", "detail", "Linear probes beside the real curve",
+                   f"Dashed: a linear probe on each depth's frozen features ({probes[0]['split']} rows), which is "
+                   "nearly free; it sees what the features hold, not what training the rest could add.",
+                   lambda ax: plots_detail.draw_probe(computed, probes[0], ax))
+
+
+def _learning(curves: Sequence[Curve]) -> Iterator[Figure]:
+    for name, curve in _numbered(curves, "learning"):
+        found = [line for line in plots_tuning.learning(curve) if line.epochs]
+        if found:
+            yield draw(name, "tuning", _titled(curve, "Learning curves"), "Mean over the reported seeds.",
+                       lambda axes, own=found, m=curve.protocol.group.metric: plots_tuning.draw_learning(own, m, axes),
+                       ncols=2, figsize=(9.2, 3.6))
+
+
+def _heatmaps(curves: Sequence[Curve]) -> Iterator[Figure]:
+    for name, curve in _numbered(curves, "grid"):
+        for knob in curve.protocol.group.tuned:
+            grid = plots_tuning.tuning_grid(curve, knob)
+            if len(grid.rows) > 1:
+                yield draw(f"{name}-{knob}", "tuning", _titled(curve, f"Depth × {knob}"),
+                           f"Validation {curve.protocol.group.selection}: the best setting over the other knobs, mean "
+                           "over seeds.",
+                           lambda ax, own=grid, m=curve.protocol.group.selection: plots_tuning.draw_grid(own, m, ax),
+                           figsize=(7.2, 1.4 + 0.42 * len(grid.rows)))
+
+
+def _budgets(curves: Sequence[Curve]) -> Iterator[Figure]:
+    for name, curve in _numbered(curves, "budget"):
+        found = plots_tuning.budgets(curve)
+        if found:
+            yield draw(name, "tuning", _titled(curve, "Expected best validation result against tuning budget"),
+                       "Unbiased over the order in which settings could have been tried.",
+                       lambda ax, own=found, m=curve.protocol.group.selection: plots_tuning.draw_budgets(own, m, ax))
+
+
+def _numbered(curves: Sequence[Curve], name: str) -> Iterator[tuple[str, Curve]]:
+    for index, curve in enumerate(curves, start=1):
+        yield (name if len(curves) == 1 else f"{name}-{index}"), curve
+
+
+def _titled(curve: Curve, title: str) -> str:
+    return f"{curve.name}: {title[0].lower()}{title[1:]}" if curve.name else title
+
+
+def draw(name: str, section: str, title: str, caption: str, drawing: Callable[[Any], None], **options: Any) -> Figure:
+    """Axes (one, or several with ncols), drawn and rendered."""
+    with svg.style(name):
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(**options)
+        drawing(axes)
+        return Figure(name, section, title, caption, svg.render(figure))

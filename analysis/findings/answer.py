@@ -1,0 +1,161 @@
+"""The answer in a sentence or two, with its uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from analysis.statistics import stats
+
+from analysis.findings import verdict
+from analysis.findings.curves import Curve, Point
+from analysis.load.records import Arm
+from analysis.findings.words import count, margin_text, percent, points, signed
+
+MOST_STRATEGIES = 5  # that are told in a sentence; more are in the table
+
+
+class Answer(NamedTuple):
+    """What to remember, and what to know besides: one paragraph per curve."""
+
+    headline: str
+    details: list[str]
+
+
+def answer(curves: Sequence[Curve], margin: float) -> Answer:
+    """The answer of one curve, or of several in one sentence with their details after it."""
+    found = [_one(curve, margin) for curve in curves]
+    if len(curves) == 1:
+        return found[0]
+    about = {where(curve) for curve in curves}
+    of = f" for {about.pop()}" if len(about) == 1 else ""
+    outcomes: dict[str, list[str]] = defaultdict(list)
+    for curve in curves:
+        outcomes[_deepest(curve, margin)].append(curve.name)
+    depths = "; ".join(f"{outcome} ({_which(names, curves)})" for outcome, names in outcomes.items())
+    details = [f"{curve.name}: {' '.join(a.details)}" for curve, a in zip(curves, found, strict=True) if a.details]
+    across = _across(curves)
+    return Answer(f"Deepest safe freeze at a margin of {margin_text(margin)}{of}: {depths}.",
+                  [across, *details] if across else details)
+
+
+def _across(curves: Sequence[Curve]) -> str:
+    """Whether the same depth or strategy differs between curves, where they were tested on the same rows."""
+    found = [c for c in verdict.compare_curves(curves) if not math.isnan(c.p_adjusted)]
+    if not found:
+        return ""
+    clear = [c for c in found if c.p_adjusted < 1 - verdict.CONFIDENCE]
+    rest = f"{count(len(found), 'comparison')} between the curves, adjusted after Holm at 5%"
+    if not clear:
+        return f"The same depth differs between no two curves beyond chance ({rest})."
+    told = "; ".join(f"{c.a} against {c.b}: {signed(c.difference)}" for c in clear[:MOST_STRATEGIES])
+    more = f" and {len(clear) - MOST_STRATEGIES} more" if len(clear) > MOST_STRATEGIES else ""
+    return f"Between curves {count(len(clear), 'difference')} in points beyond chance ({rest}): {told}{more}."
+
+
+def _which(names: list[str], curves: Sequence[Curve]) -> str:
+    return f"all {len(curves)} curves" if len(names) == len(curves) else "; ".join(names)
+
+
+def _deepest(curve: Curve, margin: float) -> str:
+    if (reason := verdict.blocked(curve)) is not None:
+        return f"no verdict, {reason}"
+    depth = verdict.deepest_safe(curve, margin).freeze_depth
+    return "none is shown" if depth is None else Arm("", depth).name
+
+
+def _one(curve: Curve, margin: float) -> Answer:
+    headline, detail = _verdict(curve, margin) if verdict.blocked(curve) is None else _no_verdict(curve)
+    text = " ".join(part for part in (detail, _strategies(curve)) if part)
+    return Answer(headline, [text] if text else [])
+
+
+def _strategies(curve: Curve) -> str:
+    """What strategies without a depth change, in a sentence."""
+    others = [p for p in curve.points if p.arm.freeze_depth is None and p.loss is not None]
+    if not others or len(others) > MOST_STRATEGIES:
+        return ""
+    changes = [(p.arm.name, _change(p, curve)) for p in others]
+    told = ", ".join(f"{name} by {signed(c.estimate)}{_range(c)}" for name, c in changes)
+    return f"Against full fine-tuning, {curve.metric} changes in points with {told}."
+
+
+def _change(point: Point, curve: Curve) -> stats.Interval:
+    """The metric's change against full fine-tuning, more being more."""
+    assert point.loss is not None
+    return stats.interval(point.loss._replace(estimate=-curve.sign * point.loss.estimate), curve.population)
+
+
+def where(curve: Curve) -> str:
+    """Model and data, for a sentence."""
+    identity = curve.protocol.group.identity
+    return f"{str(identity['model']).rsplit('/', 1)[-1]} on {identity['dataset']}"
+
+
+def _verdict(curve: Curve, margin: float) -> tuple[str, str]:
+    safe = verdict.deepest_safe(curve, margin)
+    if safe.freeze_depth is None:
+        return (f"No frozen depth of {where(curve)} is shown to lose at most {margin_text(margin)} of "
+                      f"{curve.metric} against full fine-tuning.", _sentence(safe.reason))
+    point = next(p for p in curve.depths if p.arm.freeze_depth == safe.freeze_depth)
+    bound = max(verdict.loss_bound(point, curve), 0.0)
+    headline = (f"You can freeze {depth_phrase(curve, point)} of {where(curve)}: it loses at most {points(bound)} "
+                f"points of {curve.metric} against full fine-tuning (95% confidence){_saving(curve, point)}.")
+    up_to = f"Every depth up to it is shown to lose at most {margin_text(margin)}."
+    if safe.freeze_depth == verdict.sequence(curve)[-1].arm.freeze_depth:
+        return (headline, f"{up_to} No deeper freeze was tried.")
+    return (headline, f"{up_to} {_sentence(safe.reason)}")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def depth_phrase(curve: Curve, point: Point) -> str:
+    """'the first 4 of 6 layers', 'the embeddings', 'the whole backbone'."""
+    depth, total = point.arm.freeze_depth, curve.protocol.group.num_layers
+    if depth == -1:
+        return "the embeddings"
+    if total and depth == total:
+        return "the whole backbone"
+    if depth == 1:
+        return f"the first of {total} layers" if total else "the first layer"
+    return f"the first {depth} of {total} layers" if total else f"the first {depth} layers"
+
+
+def _saving(curve: Curve, point: Point) -> str:
+    """' and trains in 45% of the time', where times are known and it is faster."""
+    assert curve.reference is not None
+    own, full = point.alone_seconds, curve.reference.alone_seconds
+    return f" and trains in {own / full:.0%} of the time" if own and full and own < full else ""
+
+
+def _no_verdict(curve: Curve) -> tuple[str, str]:
+    """What can be said without one: the deepest depth's change, or the best level."""
+    headline = f"No verdict for {where(curve)}: {verdict.blocked(curve)}."
+    deepest = next((p for p in reversed(verdict.sequence(curve)) if p.loss is not None), None)
+    if deepest is None:
+        best = max(curve.points, key=lambda p: curve.sign * p.interval.estimate)
+        return (headline, f"The best of what was tried is {best.arm.name} with {curve.metric} "
+                                f"{percent(best.interval.estimate)}{_between(best.interval)}.")
+    change = _change(deepest, curve)
+    return (headline, f"Freezing {depth_phrase(curve, deepest)} changes {curve.metric} by "
+                            f"{signed(change.estimate)} points{_range(change)}.")
+
+
+def _between(interval: stats.Interval) -> str:
+    if math.isnan(interval.low):
+        return " (one or two seeds: no interval)"
+    return f" (95% interval {percent(interval.low)} to {percent(interval.high)}{_tag(interval)})"
+
+
+def _range(interval: stats.Interval) -> str:
+    if math.isnan(interval.low):
+        return " (two seeds: no interval)"
+    return f" (95% interval {signed(interval.low)} to {signed(interval.high)}{_tag(interval)})"
+
+
+def _tag(interval: stats.Interval) -> str:
+    return f", {interval.tag}" if interval.tag else ""

@@ -1,0 +1,105 @@
+"""A methods paragraph that can be pasted into a paper, and what was read from the data and the machines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from analysis.statistics import stats
+from analysis.findings.answer import where
+from analysis.findings.curves import Curve
+from analysis.findings.words import count, margin_text, points
+
+
+def methods_paragraph(curve: Curve, margins: Sequence[float]) -> str:
+    return " ".join([*_design(curve), *_choice(curve), *_interval(curve), *_verdict(curve, margins)])
+
+
+def _design(curve: Curve) -> Iterator[str]:
+    depths = ", ".join(point.arm.label for point in curve.depths)
+    others = [point.arm.strategy for point in curve.points if point.arm.freeze_depth is None]
+    compared = [f"freezing depths {depths} (0: full fine-tuning)"] if depths else []
+    compared += [f"the strategies {', '.join(others)}"] if others else []
+    trained = curve.points[0].trials[0].record.data.get("rows", {}).get("train")
+    rows = f" ({trained:,} training rows)" if trained else ""
+    yield f"We fine-tuned {where(curve)}{rows} with {' and '.join(compared)}."
+    yield ("A frozen layer holds its pretrained weights and runs in evaluation mode; the depth counts frozen layers "
+           "from the input, embeddings included.")
+
+
+def _choice(curve: Curve) -> Iterator[str]:
+    tuned = curve.protocol.group.tuned
+    metric = curve.protocol.group.selection
+    epochs = "The best epoch on validation was tested once."
+    if not tuned:
+        yield f"All depths used the same setting. {epochs}"
+        return
+    tries = sorted({len(choice.candidates) for choice in curve.protocol.choices})
+    yield (f"For every depth, {', '.join(tuned)} were chosen by validation {metric}, averaged over seeds, among "
+           f"{' to '.join(str(n) for n in (tries[0], tries[-1])[:len(tries)])} settings. {epochs}")
+    if curve.protocol.confirmed:
+        yield f"The chosen settings were then trained on {count(curve.n_seeds, 'fresh seed')}; only those are reported."
+    else:
+        yield "The same seeds chose the settings and are reported, which favours settings with lucky seeds."
+
+
+def _interval(curve: Curve) -> Iterator[str]:
+    rows = f" and {curve.n_examples:,} test rows" if curve.n_examples else ""
+    if curve.population == "this_test_set":
+        yield (f"Intervals are 95% t-intervals over {count(curve.n_seeds, 'seed')} and speak about new seeds on this "
+               "test set only.")
+        return
+    yield (f"Intervals are 95% and speak about new seeds and new text, given this training set. With the paired "
+           f"difference d of {count(curve.n_seeds, 'seed')}{rows}, their half-width is sqrt(t²·a + z²·max(b − e, 0)), "
+           "where a = var(seed means)/S with t on S−1 degrees of freedom, b = var(row means)/N, and e is the part of b "
+           "that a already holds (split-t).")
+    if curve.points[0].measured.replicates is not None:
+        yield (f"As {curve.metric} is not a mean over rows, b is the variance of the seed-mean {curve.metric} over "
+               "bootstrapped rows, and e = 0.")
+
+
+def _verdict(curve: Curve, margins: Sequence[float]) -> Iterator[str]:
+    if curve.reference is None or curve.n_seeds < stats.VERDICT_SEEDS:
+        yield "No verdict was drawn."
+        return
+    yield (f"A depth counts as safe if the one-sided 95% bound of its loss against full fine-tuning is below "
+           f"{' or '.join(margin_text(margin) for margin in margins)}; depths were tested from shallow to deep, "
+           "stopping at the first failure (fixed sequence), so that the chance of any wrong “safe” is at most 5%. "
+           "Differences are otherwise reported with Holm's adjustment.")
+
+
+def scope(summary: dict[str, Any]) -> str:
+    """Method, population, seeds, rows and what could have been detected, in a line below the answer."""
+    population = {"new_text": "new seeds and new text, given this training set",
+                  "this_test_set": "new seeds on exactly these test rows"}
+    parts = [f"Population: {_each(summary['population'], population.get)}",
+             f"{_each(summary['n_seeds'])} {'seed' if summary['n_seeds'] == 1 else 'seeds'}",
+             f"{_each(summary['n_examples'], _thousands)} test rows",
+             _each(summary["interval_method"])]
+    if summary["detectable_margin"] is not None and not isinstance(summary["detectable_margin"], list):
+        parts.append(f"detectable margin {points(summary['detectable_margin'])} points (80% power)")
+    return " · ".join(parts)
+
+
+def _thousands(value: int | None) -> str:
+    return "unknown" if value is None else f"{value:,}"
+
+
+def _each(value: Any, shown: Any = str) -> str:
+    return " / ".join(dict.fromkeys(str(shown(v)) for v in value)) if isinstance(value, list) else str(shown(value))
+
+
+def notes(curves: Sequence[Curve]) -> list[str]:
+    """What data preparation and the machines have to say."""
+    found: list[str] = []
+    for curve in curves:
+        for trial in (trial for point in curve.points for trial in point.trials):
+            data, environment = trial.record.data, trial.record.environment
+            found += [str(note) for note in data.get("notes") or []]
+            rejected = data.get("rejected")
+            rejected = len(rejected) if isinstance(rejected, list) else rejected
+            found += [f"{count(rejected, 'row')} of the data could not be used"] if rejected else []
+            versions = ", ".join(f"{name} {version}" for name, version in (environment.get("versions") or {}).items())
+            found.append(f"Ran on {environment.get('device')}, {environment.get('threads')} threads"
+                         + (f", with {versions}" if versions else ""))
+    return list(dict.fromkeys(found))

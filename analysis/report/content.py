@@ -1,0 +1,197 @@
+"""The report's tables, made from summary.json, so that the page, Markdown and LaTeX say what the summary says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from analysis.findings.curves import Curve
+from analysis.load.groups import TUNED_KNOBS
+from analysis.figures.curve import FRACTIONS
+from analysis.findings.words import margin_text, points, signed
+
+DASH = "–"
+
+
+class Cell(NamedTuple):
+    """What is shown, and the number behind it (for sorting, and to be checked against summary.json)."""
+
+    text: str
+    value: Any = None
+
+
+class Table(NamedTuple):
+    """A table: `name` is its file's name and its place in the page."""
+
+    name: str
+    title: str
+    note: str
+    columns: list[str]
+    rows: list[list[Cell]]
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns hold numbers."""
+        return [any(isinstance(row[i].value, int | float) for row in self.rows) for i in range(len(self.columns))]
+
+    def without_empty_columns(self) -> Table:
+        full = [i for i in range(len(self.columns)) if any(row[i].text not in ("", DASH) for row in self.rows)]
+        rows = [[row[i] for i in full] for row in self.rows]
+        return self._replace(columns=[self.columns[i] for i in full], rows=rows)
+
+
+def make_tables(summary: dict[str, Any], curves: Sequence[Curve]) -> list[Table]:
+    found = [curve_table(summary, curves), verdict_table(summary), comparison_table(summary), kept_table(summary),
+             cost_table(summary), pessimistic_table(summary), correlation_table(summary), settings_table(curves)]
+    return [table.without_empty_columns() for table in found if table.rows]
+
+
+def metric_of(summary: dict[str, Any]) -> str:
+    metric = summary["metric"]
+    return metric if isinstance(metric, str) else " / ".join(dict.fromkeys(metric))
+
+
+def level(summary: dict[str, Any], value: float | None) -> Cell:
+    """A metric's level: percent where it is a fraction."""
+    if value is None:
+        return Cell(DASH)
+    return Cell(f"{100 * value:.1f}" if metric_of(summary) in FRACTIONS else f"{value:.4f}", value)
+
+
+def change(value: float | None) -> Cell:
+    return Cell(DASH) if value is None else Cell(signed(value), value)
+
+
+def p_cell(value: float | None) -> Cell:
+    if value is None:
+        return Cell(DASH)
+    return Cell("<0.001" if value < 0.001 else f"{value:.3f}", value)
+
+
+def plain(value: Any) -> Cell:
+    if value is None:
+        return Cell(DASH)
+    return Cell(f"{value:g}" if isinstance(value, float) else str(value), value)
+
+
+def scaled(divisor: float, digits: int) -> Callable[[float | None], Cell]:
+    """Cells of a quantity in another unit."""
+    def cell(value: float | None) -> Cell:
+        return Cell(DASH) if value is None else Cell(f"{value / divisor:,.{digits}f}", value)
+    return cell
+
+
+def arm_cell(entry: dict[str, Any]) -> Cell:
+    """The depth as a sortable cell; strategies come after the depths."""
+    depth = entry["freeze_depth"]
+    if depth is None:
+        return Cell(entry["strategy"], entry["strategy"])
+    return Cell({0: "0 (full)", -1: "emb"}.get(depth, str(depth)), depth)
+
+
+def _curve_column(summary: dict[str, Any]) -> list[str]:
+    return ["curve"] if len(summary["curves"]) > 1 else []
+
+
+def _curve_cell(entry: dict[str, Any]) -> list[Cell]:
+    return [Cell(entry["curve"], entry["curve"])] if "curve" in entry else []
+
+
+def curve_table(summary: dict[str, Any], curves: Sequence[Curve]) -> Table:
+    knobs = [name for name in TUNED_KNOBS if any(name in curve.protocol.group.tuned for curve in curves)]
+    unit = " (%)" if metric_of(summary) in FRACTIONS else ""
+    columns = [*_curve_column(summary), "frozen", f"{metric_of(summary)}{unit}", "95% low", "95% high", "seeds",
+               "loses (points)", "at most", *knobs, "trainable (M)", "training (s)", "alone (s)", "memory (GB)"]
+    seconds = scaled(1, 1)
+    rows = [[
+        *_curve_cell(e), arm_cell(e), *(level(summary, e[k]) for k in ("estimate", "low", "high")),
+        Cell(str(len(e["values"])), len(e["values"])), _loss(e["loss"]), _loss(e["loss_at_most"]),
+        *(plain(e.get(k)) for k in knobs), scaled(1e6, 2)(e["trainable_parameters"]),
+        seconds(e["train_seconds"]), seconds(e["alone_seconds"]), scaled(1e9, 2)(e["peak_memory_bytes"]),
+    ] for e in summary["curve"]]
+    note = ("Each depth's setting, chosen on validation, measured on test. “at most” is the one-sided 95% bound of "
+            "the loss against full fine-tuning. “alone” is the training time of a trial that shares no activations.")
+    return Table("curve", "The curve", note, columns, rows)
+
+
+def _loss(value: float | None) -> Cell:
+    return Cell(DASH) if value is None else Cell(points(value).replace("-", "−"), value)
+
+
+def verdict_table(summary: dict[str, Any]) -> Table:
+    rows = [[*_curve_cell(e), Cell(margin_text(e["margin"]), e["margin"]), _depth(e["freeze_depth"]),
+             Cell(e["reason"])] for e in summary["deepest_safe_freeze"]]
+    return Table("verdict", "Deepest safe freeze", "Every depth up to this one is shown to lose less than the margin: "
+                 "one-sided 95% bounds, tested from shallow to deep, stopping at the first that is not shown.",
+                 [*_curve_column(summary), "margin", "freeze up to", "why not deeper"], rows)
+
+
+def _depth(depth: int | None) -> Cell:
+    return Cell("none shown") if depth is None else Cell("emb" if depth == -1 else str(depth), depth)
+
+
+def kept_table(summary: dict[str, Any]) -> Table:
+    rows = [[*_curve_cell(e), Cell(f"{e['share']:.0%}", e["share"]), _depth(e["freeze_depth"]), Cell(e["reason"])]
+            for e in summary["kept_gain"] if not e["reason"].startswith("no verdict")]
+    return Table("kept-gain", "Share of the gain that is kept", "Of what full fine-tuning gains over the baseline; "
+                 "one-sided 95% bounds, tested from shallow to deep.",
+                 [*_curve_column(summary), "keeps", "freeze up to", "why not deeper"], rows)
+
+
+def comparison_table(summary: dict[str, Any]) -> Table:
+    rows = [[
+        Cell(e["a"]), Cell(e["b"]), *(change(e[k]) for k in ("difference", "low", "high")),
+        p_cell(e["p_value"]), p_cell(e["p_adjusted"]), change(e["bootstrap_low"]), change(e["bootstrap_high"]),
+        p_cell(e["mcnemar_p"]), Cell(e["note"] or DASH)] for e in summary["comparisons"]]
+    return Table("comparisons", "Comparisons", "Differences in points, a minus b. p is two-sided and agrees with the "
+                 "interval; Holm's adjustment is over the family. The crossed bootstrap is a cross-check, McNemar's "
+                 "test is for two single checkpoints only.",
+                 ["a", "b", "difference", "95% low", "95% high", "p", "p (Holm)", "bootstrap low", "bootstrap high",
+                  "McNemar p", "note"], rows)
+
+
+def cost_table(summary: dict[str, Any]) -> Table:
+    hours = scaled(3600, 2)
+    rows = [[*_curve_cell(e), Cell(f"{e['trials']:,}", e["trials"]), hours(e["train_seconds"]),
+             hours(e["evaluation_seconds"]), hours(e["saved_seconds"])] for e in summary["cost"]]
+    return Table("cost", "What the sweep cost", "All trials, as executed.",
+                 [*_curve_column(summary), "trials", "training (h)", "evaluation (h)", "saved by reuse (h)"], rows)
+
+
+def pessimistic_table(summary: dict[str, Any]) -> Table:
+    rows = [[*_curve_cell(e), arm_cell(e), *(level(summary, e[k]) for k in ("estimate", "low", "high"))]
+            for e in summary["lost_seeds_at_baseline"]]
+    return Table("lost-seeds", "Lost seeds counted at the baseline", "Seeds that failed, were pruned or never ran.",
+                 [*_curve_column(summary), "frozen", metric_of(summary), "95% low", "95% high"], rows)
+
+
+def correlation_table(summary: dict[str, Any]) -> Table:
+    rows = [[*_curve_cell(e), arm_cell(e), Cell(str(e["seeds"]), e["seeds"]),
+             Cell(DASH) if e["correlation"] is None else Cell(f"{e['correlation']:.2f}", e["correlation"])]
+            for e in summary["seed_correlation"]]
+    return Table("seed-correlation", "Do seeds go together?", "Correlation over seeds with full fine-tuning. Pairing "
+                 "by seed narrows an interval where it is positive.",
+                 [*_curve_column(summary), "frozen", "seeds", "correlation"], rows)
+
+
+def settings_table(curves: Sequence[Curve]) -> Table:
+    """Every setting that was tried, with its mean on validation."""
+    many, rows = len(curves) > 1, []
+    knobs = [name for name in TUNED_KNOBS if any(name in curve.protocol.group.tuned for curve in curves)]
+    for curve in curves:
+        chosen = {choice.setting.setting_id for choice in curve.protocol.choices}
+        metric = curve.protocol.group.selection
+        for setting in sorted(curve.protocol.settings, key=lambda s: (s.arm.order, s.phase, s.setting_id)):
+            score = setting.score("validation", metric)
+            rows.append([
+                *([Cell(curve.name)] if many else []),
+                arm_cell({"freeze_depth": setting.arm.freeze_depth, "strategy": setting.arm.strategy}),
+                Cell(setting.phase), *(plain(setting.example.knobs.get(name)) for name in knobs),
+                Cell(DASH if score != score else f"{score:.4f}", None if score != score else score),
+                Cell(str(len(setting.trials)), len(setting.trials)),
+                Cell(", ".join(f"{seed} {why}" for seed, why in sorted(setting.lost.items())) or DASH),
+                Cell("chosen" if setting.setting_id in chosen else ""),
+            ])
+    columns = [*(["curve"] if many else []), "frozen", "phase", *knobs, "validation", "seeds", "lost", ""]
+    return Table("settings", "Settings tried",
+                 "Validation metric: mean over seeds; a lost seed counts as the baseline.", columns, rows)

@@ -1,0 +1,146 @@
+"""`finetune data [NAME [CONFIG]]`: which data sets there are, and what is in one."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import ConfigError, FinetuneError
+
+if TYPE_CHECKING:
+    from finetune.config import TrialConfig
+
+KNOBS = ("dataset_revision", "text_column", "label_column", "task", "split_seed", "validation_size", "test_size")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Without a name: the data sets that are on this machine. With one: its configurations, or its splits, columns, "
+        "labels, lengths and defects. Exit code 4 says that a trial could not use it, and why."
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="bundled name, path of a file or folder, or hub id")
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="configuration of the data set, e.g. mrpc of glue")
+    parser.add_argument("--search", metavar="TEXT", help="search the hub")
+    parser.add_argument("--model", metavar="MODEL", help="measure lengths with this model's tokenizer; "
+                                                         "default: the default model's")
+    for knob in KNOBS:
+        parser.add_argument(f"--{knob}", help=f"the knob of a trial; see finetune train --help (data: {knob})")
+    parser.add_argument("--json", action="store_true", help="print JSON to stdout")
+
+
+def main(args: argparse.Namespace) -> int:
+    from finetune.commands.views import datasets as show
+
+    if args.search is not None:
+        if args.name is not None:
+            raise ConfigError("--search TEXT goes without a NAME")
+        found = _search(args.search)
+        show.found(found, args.search, as_json=args.json)
+    elif args.name is None:
+        from finetune.data.sources.catalog import listing
+
+        show.listing(listing(), as_json=args.json)
+    else:
+        _inspect(args)
+    return 0
+
+
+def _search(text: str) -> list[str]:
+    from finetune.data.sources.hub import search_hub
+
+    return search_hub(text)
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from finetune.config import TrialConfig
+    from finetune.commands.views import datasets as show
+
+    knobs = {"dataset_name": args.name, "dataset_config_name": args.config, **{k: getattr(args, k) for k in KNOBS}}
+    config = TrialConfig.from_mapping({name: value for name, value in knobs.items() if value is not None})
+    available = configurations_of(config)
+    if args.config is None and len(available) > 1:
+        show.configurations(args.name, available, as_json=args.json)
+        return
+    if args.config is None and not args.json:
+        print(f"{args.name} has no configurations to choose from", file=sys.stderr)
+    described = describe(config, args.model)
+    if args.json:
+        print(json.dumps(described, ensure_ascii=False, indent=1))
+    else:
+        show.profile(described)
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """On a terminal, what is being done and for how many seconds, until it is done."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        progress.add_task(what, total=None)
+        yield
+
+
+def configurations_of(config: TrialConfig) -> list[str]:
+    """Names of the configurations of a data set; one or none where there is nothing to choose."""
+    from finetune.data.sources.catalog import BUNDLED
+    from finetune.data.load import local_path
+    from finetune.data.sources.local import configurations
+
+    if config.dataset_name in BUNDLED:
+        return []
+    path = local_path(config.dataset_name)
+    if path is not None:
+        return configurations(path)
+    from finetune.data.sources.hub import hub_configurations
+
+    return hub_configurations(config.dataset_name, config.dataset_revision)
+
+
+def describe(config: TrialConfig, model: str | None) -> dict[str, Any]:
+    """The profile of a data set, with its columns and why they were chosen."""
+    from finetune.data.load import assemble, choose_columns, open_source
+    from finetune.commands.views.profile import profile, words
+
+    with working("reading the data set"):
+        source = open_source(config)
+        columns = choose_columns(source, config)
+        data = assemble(source, config)
+    with working("loading the tokenizer"):
+        tokenizer, reason = _tokenizer(config, model)
+    with working("measuring lengths"):
+        described = (profile(data, lambda texts: _token_lengths(texts, tokenizer), "tokens")
+                     if tokenizer is not None else profile(data, words))
+    if reason:
+        described["notes"] = [*described["notes"], f"lengths are in words: {reason}"]
+    described["columns"] = {"all": source.tables["train"].columns, "text": list(columns.text),
+                            "label": list(columns.label), "reasons": columns.reasons}
+    return described
+
+
+def _tokenizer(config: TrialConfig, model: str | None) -> tuple[Any, str | None]:
+    """(tokenizer, None), or (None, why not) for the default model. A model that was asked for must be there."""
+    from finetune.models.sources import find_model
+
+    try:
+        files = find_model(config if model is None else config.replace(model_name_or_path=model))
+    except FinetuneError as error:
+        if model is not None:
+            raise
+        return None, str(error)
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    return transformers.AutoTokenizer.from_pretrained(files.folder, local_files_only=True), None
+
+
+def _token_lengths(texts: list[tuple[str, ...]], tokenizer: Any) -> Any:
+    from finetune.data.encoding.encoding import token_lengths
+
+    return token_lengths(texts, tokenizer)

@@ -1,0 +1,158 @@
+"""`finetune sweep FILE`: plan, run and summarise a sweep."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import ConfigError, Problem, did_you_mean
+
+if TYPE_CHECKING:
+    from finetune.sweep.runner import Ending
+    from finetune.sweep.spec.schema import SweepSpec
+
+_HERE = Path(__file__).resolve().parent
+LIBRARIES = (_HERE / "library", _HERE.parents[1] / "sweeps")  # in the wheel; in a checkout
+_SHOWN_FAILURES = 20
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Run a W&B sweep file on this machine, without an account."
+    parser.add_argument("file", metavar="FILE", help="a sweep's YAML, or the name of one that comes with the package")
+    parser.add_argument("--name", metavar="NAME", help="as in `wandb sweep --name`; default: the YAML's name")
+    parser.add_argument("--output_dir", type=Path, metavar="DIR",
+                        help="where records, logs and the study are written; default: runs/<the file's name>")
+    parser.add_argument("--workers", default="auto", metavar="N|auto",
+                        help="processes that train; auto: one per GPU, or what cores and memory carry (default)")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
+                        help="fix a knob for the whole sweep, or replace its values with a list (repeatable); YAML")
+    parser.add_argument("--dry_run", action="store_true",
+                        help="check every point and say how many trials there are, which, and what they cost")
+    parser.add_argument("--confirm", type=int, default=0, metavar="N",
+                        help="after tuning, train each depth's chosen setting on N fresh seeds")
+    parser.add_argument("--storage", metavar="URL",
+                        help="postgresql://… shares one sweep among machines; default: OUTPUT_DIR/study.db")
+    parser.add_argument("--search_seed", type=int, default=0, metavar="N",
+                        help="seed of random and bayes (default: 0)")
+    parser.add_argument("--retries", type=int, default=2, metavar="N",
+                        help="how often a crashed, hung or out-of-memory trial is tried again (default: 2)")
+    parser.add_argument("--trial_timeout", type=float, metavar="SECONDS",
+                        help="end a trial that runs longer, with its children; default: never")
+    parser.add_argument("--grace", type=float, default=60.0, metavar="SECONDS",
+                        help="with --storage: after how long a silent machine's trials are taken over (default: 60)")
+    parser.add_argument("--prefix_budget", metavar="SIZE",
+                        help="disk and memory for the activations of frozen layers, e.g. 20GB; 0 keeps nothing; "
+                             "default: a quarter of the free disk, at most half of the free memory")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Exit code 0, or 3 when trials failed. Raises FinetuneError for everything else."""
+    from finetune.sweep.view.live import open_view
+    from finetune.sweep.runner import run_sweep
+    from finetune.sweep.spec.schema import load_spec
+    from finetune.tracking import check_mode
+
+    check_mode()
+    spec = load_spec(find_sweep(args.file), args.overrides)
+    if args.name:
+        spec = replace(spec, name=args.name, as_run={**spec.as_run, "name": args.name})
+    options = options_from(args, spec)
+    view = open_view()
+    if args.dry_run:
+        from finetune.sweep.estimate import dry_run
+
+        print(dry_run(spec, options, view).text(as_json=args.json))
+        return 0
+    try:
+        ending = run_sweep(spec, options, view)
+    finally:
+        view.close()
+    print(json.dumps(ending_content(ending, options.output_dir)) if args.json else closing(ending, options.output_dir))
+    return ending.exit_code
+
+
+def options_from(args: argparse.Namespace, spec: SweepSpec) -> Any:
+    """The command line as SweepOptions. Raises ConfigError with every violation."""
+    from finetune.prefix.budget import parse_size
+    from finetune.sweep.plan import SweepOptions
+    from finetune.sweep.search.storage import check_url
+
+    limits = {"confirm": 0, "search_seed": 0, "retries": 0}
+    problems: list[Problem | str] = [Problem(f"--{name}", getattr(args, name), f"allowed: an integer >= {low}")
+                                     for name, low in limits.items() if getattr(args, name) < low]
+    problems += [Problem(f"--{name}", getattr(args, name), "allowed: a number of seconds > 0")
+                 for name in ("trial_timeout", "grace")
+                 if getattr(args, name) is not None and not getattr(args, name) > 0]
+    workers = None if args.workers == "auto" else _count(args.workers)
+    if workers == 0:
+        problems.append(Problem("--workers", args.workers, "allowed: auto, or an integer >= 1"))
+    budget = None
+    if args.prefix_budget is not None:
+        try:
+            budget = parse_size(args.prefix_budget)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return SweepOptions(
+        output_dir=args.output_dir or _default_output_dir(args.file, spec), workers=workers,
+        storage=check_url(args.storage) if args.storage else None, search_seed=args.search_seed, retries=args.retries,
+        trial_timeout=args.trial_timeout, confirm=args.confirm, grace=args.grace,
+        prefix_budget=budget,
+    )
+
+
+def _count(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def _default_output_dir(file: str, spec: SweepSpec) -> Path:
+    """runs/<the file's name>, or the one that the YAML fixes."""
+    named = next((p for p in spec.parameters if p.name == "output_dir" and p.distribution == "constant"), None)
+    return Path(str(named.arguments["value"])) if named else Path("runs") / Path(file).stem
+
+
+def find_sweep(name: str) -> Path:
+    """A path, or the name of a sweep that comes with the package."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    library = {file.name: file for folder in LIBRARIES if folder.is_dir() for file in sorted(folder.glob("*.yaml"))}
+    for candidate in (path.name, f"{path.name}.yaml"):
+        if candidate in library and path.parent in (Path("."), Path("sweeps")):
+            return library[candidate]
+    raise ConfigError([Problem("FILE", name, "no such file, and no sweep of that name comes with the package ("
+                               + ", ".join(sorted(library)) + ")" + did_you_mean(path.name, library))])
+
+
+def ending_content(ending: Ending, output_dir: Path) -> dict[str, Any]:
+    """The closing table for programs."""
+    return {"output_dir": str(output_dir), "exit_code": ending.exit_code,
+            "phases": [board.summary() for board in ending.boards],
+            "failures": [{"trial": label, "reason": reason} for label, reason in ending.failures],
+            "chosen": [vars(choice) for choice in ending.chosen]}
+
+
+def closing(ending: Ending, output_dir: Path) -> str:
+    """The closing table for people."""
+    from finetune.sweep.view.board import duration, label_of
+    from finetune.sweep.view.live import counts_of
+
+    lines = [f"{counts_of(board)} · {duration(board.summary()['running_seconds'])}" for board in ending.boards]
+    for choice in ending.chosen:
+        label = label_of(choice.values, [name for name in ending.searched if name != "seed"])
+        lines.append(f"  chosen for {choice.kind}: {label} (mean {choice.mean:.4f} over {len(choice.seeds)} seeds, "
+                     f"best of {choice.rivals})")
+    if ending.failures:
+        lines.append(f"{len(ending.failures)} failed:")
+        lines += [f"  {label}: {reason}" for label, reason in ending.failures[:_SHOWN_FAILURES]]
+        if len(ending.failures) > _SHOWN_FAILURES:
+            lines.append(f"  … and {len(ending.failures) - _SHOWN_FAILURES} more; see finetune status {output_dir}")
+        lines.append("Run the same command again to try the failed trials again.")
+    lines.append(f"Next: finetune report {output_dir}")
+    return "\n".join(lines)
+

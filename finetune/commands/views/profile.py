@@ -1,0 +1,92 @@
+"""What is in a data set: counts, lengths, and the defects that would spoil a comparison. Plain numbers, no drawing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from finetune.data.schema.columns import word_count
+from finetune.data.splits.splits import text_key
+from finetune.data.task_data import SPLITS, Split, TaskData
+from finetune.training.evaluation import baseline, default_metric
+
+QUANTILES = {"min": 0.0, "median": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
+EXAMPLES = 3
+
+Measure = Callable[[list[tuple[str, ...]]], np.ndarray]  # texts -> (n,) lengths
+
+
+def words(texts: list[tuple[str, ...]]) -> np.ndarray:
+    """(n,) words per row; characters in scripts without white space between words."""
+    return np.array([sum(map(word_count, row)) for row in texts])
+
+
+def profile(data: TaskData, measure: Measure = words, unit: str = "words") -> dict[str, Any]:
+    """A JSON-able description of `data`; lengths are in `unit`."""
+    metric = default_metric(data.task, data.num_outputs, data.glue_metric)
+    constant = baseline(data)
+    keys = {name: [text_key(texts) for texts in data.splits[name].texts] for name in SPLITS}
+    return {
+        "name": data.name, "config": data.config_name, "task": data.task, "label_names": data.label_names,
+        "metric": metric,
+        "baseline": {"kind": constant["kind"], **{name: constant[name][metric] for name in ("validation", "test")}},
+        "splits": {name: _split_profile(data, data.splits[name], keys[name], measure, unit) for name in SPLITS},
+        "overlap": _overlap(keys), "conflicting_labels": _conflicts(data, keys),
+        "empty_rows": sum(row.reason.endswith("is empty") for row in data.rejected),
+        "rejected": [asdict(row) for row in data.rejected],
+        "notes": data.notes, "fingerprint": data.fingerprint, "examples": _examples(data),
+    }
+
+
+def _split_profile(data: TaskData, split: Split, keys: list[str], measure: Measure, unit: str) -> dict[str, Any]:
+    lengths = measure(split.texts)
+    return {
+        "rows": len(split), "labels": label_summary(data, split.labels),
+        "lengths": {"unit": unit, **{name: float(np.quantile(lengths, q)) for name, q in QUANTILES.items()}},
+        "duplicates": len(keys) - len(set(keys)),
+    }
+
+
+def label_summary(data: TaskData, labels: np.ndarray) -> dict[str, float]:
+    """Rows per class or label; for a regression the target's quantiles."""
+    if data.label_names is None:
+        return {name: float(np.quantile(labels, q)) for name, q in QUANTILES.items()}
+    counts = labels.sum(axis=0) if data.task == "multilabel" else np.bincount(labels, minlength=data.num_outputs)
+    return {name: int(count) for name, count in zip(data.label_names, counts, strict=True)}
+
+
+def _overlap(keys: dict[str, list[str]]) -> dict[str, int]:
+    """Rows of the second split whose text is in the first as well."""
+    pairs = [("train", "validation"), ("train", "test"), ("validation", "test")]
+    return {f"{a}/{b}": sum(key in set_of_a for key in keys[b]) for a, b in pairs for set_of_a in [set(keys[a])]}
+
+
+def _conflicts(data: TaskData, keys: dict[str, list[str]]) -> int:
+    """Texts that stand with different labels somewhere."""
+    labels: dict[str, set[bytes]] = defaultdict(set)
+    for name in SPLITS:
+        for key, label in zip(keys[name], data.splits[name].labels, strict=True):
+            labels[key].add(label.tobytes())
+    return sum(len(found) > 1 for found in labels.values())
+
+
+def _examples(data: TaskData) -> list[dict[str, Any]]:
+    """A few training rows, of different labels where there are some."""
+    train = data.splits["train"]
+    _, first_of_each = np.unique(train.labels, axis=0, return_index=True)
+    rows = [*sorted(first_of_each.tolist())[:EXAMPLES], *range(len(train))]
+    return [{"texts": list(train.texts[row]), "label": label_text(data, train.labels[row]), "id": str(train.ids[row])}
+            for row in list(dict.fromkeys(rows))[:EXAMPLES]]
+
+
+def label_text(data: TaskData, label: Any) -> str:
+    """One row's label in words."""
+    if data.label_names is None:
+        return f"{float(label):g}"
+    if data.task == "multilabel":
+        return ", ".join(name for name, flag in zip(data.label_names, label, strict=True) if flag) or "(none)"
+    return data.label_names[int(label)]

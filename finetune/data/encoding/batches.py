@@ -1,0 +1,91 @@
+"""Batches: length-grouped for training, length-sorted for evaluation; padded to their own longest row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetune.data.encoding.encoding import EncodedSplit
+from finetune.randomness import stream_seed
+
+POOL_BATCHES = 50  # rows are grouped by length within pools of so many batches: a shuffle that stays a shuffle
+
+
+def training_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The rows of each batch of one epoch: shuffled, grouped by length inside large pools, batches shuffled.
+
+    Depends on (lengths, batch_size, seed, epoch) alone, so that it is the same at every freeze depth. The one
+    short batch, where there is one, comes last: every accumulation window before it is full.
+    """
+    rng = np.random.default_rng(stream_seed(seed, "order", epoch))
+    rows = rng.permutation(len(lengths))
+    pool = batch_size * POOL_BATCHES
+    grouped = np.concatenate([_by_length(rows[start:start + pool], lengths) for start in range(0, len(rows), pool)])
+    full = len(grouped) // batch_size * batch_size
+    batches = [grouped[start:start + batch_size] for start in range(0, full, batch_size)]
+    order = rng.permutation(len(batches))
+    tail = [grouped[full:]] if full < len(grouped) else []
+    return [batches[index] for index in order] + tail
+
+
+def _by_length(rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    return rows[np.argsort(-lengths[rows], kind="stable")]
+
+
+def evaluation_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Rows sorted by length, longest first (what does not fit into memory fails at once)."""
+    rows = np.argsort(-lengths, kind="stable")
+    return [rows[start:start + batch_size] for start in range(0, len(rows), batch_size)]
+
+
+def padding_share(lengths: np.ndarray, batches: list[np.ndarray]) -> float:
+    """Share of the tokens in the batches that are padding."""
+    padded = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
+    return 1 - float(lengths.sum()) / padded if padded else 0.0
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Rows of an encoded split -> the tensors of one batch. `side` is where the tokenizer pads."""
+
+    encoded: EncodedSplit
+    pad_token_id: int
+    side: str = "right"
+
+    def __call__(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """input_ids, attention_mask (and token_type_ids) (batch, tokens) int64; labels (batch, …)."""
+        width = int(self.encoded.lengths[rows].max())
+        batch = {
+            "input_ids": self._padded(self.encoded.input_ids, rows, width, self.pad_token_id),
+            "attention_mask": self._padded([np.ones(n, np.int64) for n in self.encoded.lengths[rows]],
+                                           np.arange(len(rows)), width, 0),
+        }
+        if self.encoded.token_type_ids is not None:
+            batch["token_type_ids"] = self._padded(self.encoded.token_type_ids, rows, width, 0)
+        return batch
+
+    def labels(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self.encoded.labels[rows]))
+
+    def _padded(self, arrays: list[np.ndarray], rows: np.ndarray, width: int, fill: int) -> Tensor:
+        out = np.full((len(rows), width), fill, np.int64)
+        for position, row in enumerate(rows):
+            values = arrays[row]
+            if self.side == "left":
+                out[position, width - len(values):] = values
+            else:
+                out[position, :len(values)] = values
+        return torch.from_numpy(out)
+
+
+def shares(rows: np.ndarray, parts: int) -> Iterator[np.ndarray]:
+    """Split the rows of one global batch among `parts` processes, the first ones taking the odd rows."""
+    yield from np.array_split(rows, parts)
+
+
+def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

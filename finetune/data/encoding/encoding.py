@@ -1,0 +1,107 @@
+"""Texts -> token ids."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from finetune.data.encoding.encoded_cache import cache_key, cached
+from finetune.data.task_data import Split
+from finetune.errors import DataError
+
+WORTH_KEEPING = 500  # rows; fewer are tokenized in less time than a look at the disk takes
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """Token ids per row, without padding.
+
+    input_ids       int32 (tokens,) per row
+    token_type_ids  int32 (tokens,) per row, or None where the model has none
+    truncated_share rows that were cut to max_length, as a share
+    fingerprint     sha256 (hex) over ids and token types
+    """
+
+    input_ids: list[np.ndarray]
+    token_type_ids: list[np.ndarray] | None
+    labels: np.ndarray
+    ids: np.ndarray
+    lengths: np.ndarray
+    truncated_share: float
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def padding_id(tokenizer: Any) -> int:
+    """A token id to pad with; any id will do, since padding is masked. Decoders often have no pad token."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+def encode_split(split: Split, tokenizer: Any, max_length: int) -> EncodedSplit:
+    """Tokenize; rows longer than `max_length` tokens are cut, pairs longest first. Kept on disk for the next trial.
+
+    Raises DataError for a row that has no tokens.
+    """
+    key = cache_key(split.texts, tokenizer, max_length) if len(split) >= WORTH_KEEPING else None
+    arrays = (cached(key, lambda: _tokenize(split.texts, tokenizer, max_length)) if key
+              else _tokenize(split.texts, tokenizer, max_length))
+    lengths = arrays["lengths"]
+    if (lengths == 0).any():
+        raise DataError(f"row {split.ids[int(lengths.argmin())]} has no tokens")
+    input_ids = _rows(arrays["input_ids"], lengths)
+    types = _rows(arrays["token_type_ids"], lengths) if "token_type_ids" in arrays else None
+    return EncodedSplit(
+        input_ids=input_ids, token_type_ids=types, labels=split.labels, ids=split.ids, lengths=lengths,
+        truncated_share=float(arrays["truncated"].mean()) if len(split) else 0.0,
+        fingerprint=_fingerprint(arrays),
+    )
+
+
+def _rows(flat: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    return np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
+
+
+def token_lengths(texts: list[tuple[str, ...]], tokenizer: Any) -> np.ndarray:
+    """(n,) tokens per row, uncut, with the special tokens."""
+    return np.array([len(ids) for ids in _call(tokenizer, texts, truncation=False)["input_ids"]], dtype=np.int64)
+
+
+def _call(tokenizer: Any, texts: list[tuple[str, ...]], **options: Any) -> dict[str, list[list[int]]]:
+    if not texts:
+        return {"input_ids": [], "token_type_ids": []}
+    pairs = [row[1] for row in texts] if len(texts[0]) == 2 else None
+    return tokenizer([row[0] for row in texts], pairs, padding=False, verbose=False, return_attention_mask=False,
+                     return_token_type_ids=_has_types(tokenizer), **options)
+
+
+def _has_types(tokenizer: Any) -> bool:
+    return "token_type_ids" in tokenizer.model_input_names
+
+
+def _tokenize(texts: list[tuple[str, ...]], tokenizer: Any, max_length: int) -> dict[str, np.ndarray]:
+    """lengths (rows,), truncated (rows,), and int32 input_ids and token_type_ids (if any) of all rows end to end."""
+    encoded = _call(tokenizer, texts, truncation="longest_first", max_length=max_length)
+    lengths = np.array([len(row) for row in encoded["input_ids"]], dtype=np.int64)
+    # Not every tokenizer says what it cut, so rows that fill max_length are tokenized once more, uncut.
+    full = np.flatnonzero(lengths >= max_length)
+    truncated = np.zeros(len(texts), dtype=bool)
+    truncated[full] = token_lengths([texts[row] for row in full], tokenizer) > max_length
+    names = ["input_ids", "token_type_ids"] if _has_types(tokenizer) else ["input_ids"]
+    flat = {name: np.array([i for row in encoded[name] for i in row], dtype=np.int32) for name in names}
+    return {"lengths": lengths, "truncated": truncated, **flat}
+
+
+def _fingerprint(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in ("lengths", "input_ids", "token_type_ids"):
+        if name in arrays:
+            digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()

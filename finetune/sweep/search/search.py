@@ -1,0 +1,402 @@
+"""The search: an Optuna study that says which trial is next, hands each out once, and remembers how it ended.
+
+Only the coordinator talks to it, one call at a time. Known points (a grid, the draws of a random search) are queued
+beforehand, complete and without duplicates; bayes and an endless random search draw further points one by one.
+A study is a queue and a memory for the search. Results are read from the records on disk, never from here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.storages import fail_stale_trials
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from finetune.files import digest_of
+from finetune.sweep.search.hyperband import should_stop
+from finetune.sweep.spec.points import draw, searched_parameters, values_at
+from finetune.sweep.spec.schema import SweepSpec
+from finetune.sweep.search.storage import StudyStorage
+
+STARTUP_POINTS = 10  # bayes: random draws before the Gaussian process has something to learn from
+_LIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
+_ENDED_WELL = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a record says to the search. `curve` is the metric by epoch."""
+
+    state: str  # complete | pruned
+    value: float | None
+    curve: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trial that the sweep asks for: `values` as the YAML writes them, `trial_id` as the worker resolved it."""
+
+    trial_id: str
+    values: Mapping[str, Any]
+    u: Mapping[str, float] | None = None
+    setting_id: str = ""
+    kind: str = ""  # its canonical strategy
+
+    def attributes(self) -> dict[str, Any]:
+        """As the study keeps it: enough for another machine to take the trial over, and to choose by it."""
+        return {"values": dict(self.values), "u": None if self.u is None else dict(self.u),
+                "setting_id": self.setting_id, "kind": self.kind, "trial_id": self.trial_id}  # trial_id: complete
+
+
+@dataclass
+class Ticket:
+    """A trial in the hands of this coordinator. `trial_id` is unknown until a drawn point is resolved."""
+
+    trial: optuna.Trial
+    values: dict[str, Any]
+    u: dict[str, float] | None = None
+    trial_id: str | None = None
+
+    @property
+    def number(self) -> int:
+        return self.trial.number
+
+    @property
+    def key(self) -> int:
+        return self.trial._trial_id
+
+
+class TakenOver(Exception):
+    """Another machine holds this trial now: this one was silent for too long."""
+
+
+class Search:
+    """One study. Raises EnvironmentProblem when its storage is gone."""
+
+    def __init__(self, storage: StudyStorage, spec: SweepSpec, name: str, *, maximize: bool = True,
+                 search_seed: int = 0, phase: str = "tune", owner: str = ""):
+        self.storage, self.spec, self.search_seed, self.phase = storage, spec, search_seed, phase
+        self.name, self.maximize = name, maximize
+        self._owner = owner  # machine and output directory: whose records are on this disk
+        self._lock_key = int(digest_of(name)[:7], 16)
+        # Confirming trials have seeds that are in no list of the YAML, and nothing is searched for any more.
+        self._distributions = _distributions(spec) if phase == "tune" else {}
+        self.study = storage.patiently(self._open)
+        self._study_key = storage.patiently(lambda: storage.optuna.get_study_id_from_name(name))
+        self._known: dict[str, Candidate] = {}
+        self._queue: deque[int] | None = None  # SQLite: the waiting trials, read once, since nobody else takes them
+
+    def _open(self) -> optuna.Study:
+        return optuna.create_study(
+            storage=self.storage.optuna, study_name=self.name, load_if_exists=True,
+            direction="maximize" if self.maximize else "minimize",
+            sampler=optuna.samplers.RandomSampler(seed=self.search_seed),
+        )
+
+    # -- filling ---------------------------------------------------------------------------------------------------
+
+    def fill(self, candidates: Sequence[Candidate], *, on_disk: Mapping[str, Outcome], retry_failed: bool) -> None:
+        """Queue every candidate that is neither waiting, running nor done. Idempotent, whoever else fills or dies.
+
+        `on_disk`: what the records here say. A candidate with a record is added as done; what the study calls done
+        by us without a record is queued again. `retry_failed`: also queue what failed for good in an earlier run.
+        """
+        self._known = {candidate.trial_id: candidate for candidate in candidates}
+        self.storage.patiently(lambda: self._fill(candidates, on_disk, retry_failed))
+
+    def _fill(self, candidates: Sequence[Candidate], on_disk: Mapping[str, Outcome], retry_failed: bool) -> None:
+        with self.storage.alone(self._lock_key):
+            if not self.storage.shared:
+                self._return_orphans()
+            trials = [trial for trial in self._trials() if "trial_id" in trial.user_attrs]
+            lost = [trial for trial in trials if self._is_lost(trial, on_disk)]
+            present = {trial.user_attrs["trial_id"] for trial in trials
+                       if trial not in lost and self._counts(trial, retry_failed)}
+            recovered = [_candidate(trial) for trial in lost]  # a drawn point is in no list of candidates
+            for candidate in {c.trial_id: c for c in [*recovered, *candidates]}.values():
+                if candidate.trial_id not in present:
+                    self._enqueue(candidate, on_disk.get(candidate.trial_id))
+
+    def _return_orphans(self) -> None:
+        """On SQLite whoever ran a trial is dead: this coordinator holds the lock."""
+        for trial in self._trials(TrialState.RUNNING):
+            self._requeue(trial)
+            self._set_failed(trial._trial_id)
+
+    def _is_lost(self, trial: FrozenTrial, on_disk: Mapping[str, Outcome]) -> bool:
+        ours = not self.storage.shared or trial.user_attrs.get("owner") == self._owner
+        return trial.state in _ENDED_WELL and ours and trial.user_attrs["trial_id"] not in on_disk
+
+    def _counts(self, trial: FrozenTrial, retry_failed: bool) -> bool:
+        return trial.state in _LIVE or (bool(trial.user_attrs.get("final")) and not retry_failed)
+
+    def _enqueue(self, candidate: Candidate, outcome: Outcome | None) -> None:
+        attributes = candidate.attributes()
+        known: dict[str, Any] = {"state": TrialState.WAITING}
+        if outcome is not None:
+            attributes["owner"] = self._owner
+            known = {"state": TrialState.COMPLETE if outcome.state == "complete" else TrialState.PRUNED,
+                     "value": outcome.value, "intermediate_values": dict(outcome.curve)}
+        self._add(create_trial(**known, user_attrs=attributes, params=self._shown(candidate),
+                               distributions=self._distributions))
+
+    def _requeue(self, trial: FrozenTrial) -> None:
+        """A waiting copy of a trial, its curve included: it may go on from a checkpoint."""
+        if trial.user_attrs.get("trial_id") is None:  # drawn, but never resolved: nobody waits for it
+            return
+        self._add(create_trial(state=TrialState.WAITING, user_attrs=trial.user_attrs, params=trial.params,
+                               distributions=trial.distributions, intermediate_values=trial.intermediate_values))
+
+    def _add(self, trial: FrozenTrial) -> None:
+        key = self.storage.optuna.create_new_trial(self._study_key, template_trial=trial)
+        self._queue = None
+        if self.storage.shared and trial.state == TrialState.WAITING:
+            # A trial without a heartbeat never counts as stale: whoever takes it might die before the first one.
+            self.storage.optuna.record_heartbeat(key)
+
+    def _shown(self, candidate: Candidate) -> dict[str, Any]:
+        """What a dashboard shows as the trial's parameters: values of a grid, u of a search."""
+        if candidate.u is not None:
+            return dict(candidate.u)
+        return {name: _plain(candidate.values[name], choices.choices)
+                for name, choices in self._distributions.items() if isinstance(choices, CategoricalDistribution)}
+
+    # -- handing out -----------------------------------------------------------------------------------------------
+
+    def take(self) -> Ticket | None:
+        """The next waiting trial, now running here; None when none waits."""
+        return self.storage.patiently(self._take)
+
+    def _take(self) -> Ticket | None:
+        while self._waiting():
+            with self.storage.together(self._lock_key):
+                trial = self._ask()
+                attributes = trial.user_attrs
+                if "trial_id" not in attributes:  # another coordinator was faster: this one was made up on the spot
+                    self._set_failed(trial._trial_id)
+                    continue
+                if self.storage.shared:
+                    self.storage.optuna.record_heartbeat(trial._trial_id)
+            if self._done_elsewhere(trial):
+                self._set_failed(trial._trial_id)
+                continue
+            return self._ticket(trial, attributes)
+        return None
+
+    def _ask(self) -> optuna.Trial:
+        """The next waiting trial. `study.ask` reads every unfinished trial for it: a second each of a thousand."""
+        if self.storage.shared:
+            return self.study.ask()
+        key = self._queue[0]
+        self.storage.optuna.set_trial_state_values(key, TrialState.RUNNING)
+        self._queue.popleft()
+        return optuna.Trial(self.study, key)
+
+    def _waiting(self) -> int:
+        if self.storage.shared:
+            return len(self._trials(TrialState.WAITING))
+        if self._queue is None:
+            self._queue = deque(trial._trial_id for trial in self._trials(TrialState.WAITING))
+        return len(self._queue)
+
+    def _ticket(self, trial: optuna.Trial, attributes: Mapping[str, Any]) -> Ticket:
+        known = self._known.get(attributes["trial_id"])
+        values = known.values if known else attributes["values"]
+        return Ticket(trial, dict(values), attributes.get("u"), attributes["trial_id"])
+
+    def _done_elsewhere(self, trial: optuna.Trial) -> bool:
+        """Two machines may have queued a copy of the same lost trial; one of them has finished it."""
+        if not self.storage.shared:
+            return False
+        trial_id = trial.user_attrs["trial_id"]
+        return any(other.user_attrs.get("trial_id") == trial_id and other.number != trial.number
+                   for other in self._trials(TrialState.RUNNING, *_ENDED_WELL))
+
+    def draw(self) -> Ticket:
+        """A new point of a bayes or endless random search, running here. It still has to be resolved."""
+        return self.storage.patiently(self._draw)
+
+    def _draw(self) -> Ticket:
+        seen = len(self._trials())
+        self._queue = None  # what is asked for here may be a waiting one
+        if self.spec.method == "bayes":
+            # Seeded anew from what has been asked: after a restart the same point is not suggested again.
+            self.study.sampler = _gaussian_process(self.search_seed + seen)
+        with self.storage.together(self._lock_key):
+            trial = self.study.ask(fixed_distributions=dict(self._distributions) if self.spec.method == "bayes" else {})
+            if self.storage.shared:
+                self.storage.optuna.record_heartbeat(trial._trial_id)
+        if "trial_id" in trial.user_attrs:  # a waiting trial came first
+            return self._ticket(trial, trial.user_attrs)
+        u = dict(trial.params) if self.spec.method == "bayes" else draw(self.spec, self.search_seed, trial.number)
+        inside = {name: min(max(position, 1e-12), 1 - 1e-12) for name, position in u.items()}  # some quantiles end at 0
+        return Ticket(trial, values_at(self.spec, inside), u)
+
+    def resolved(self, ticket: Ticket, trial_id: str, setting_id: str, kind: str) -> None:
+        """Remember what a drawn point turned out to be, so that it can be taken over."""
+        ticket.trial_id = trial_id
+        candidate = Candidate(trial_id, ticket.values, ticket.u, setting_id, kind)
+        for name, value in candidate.attributes().items():
+            self.storage.patiently(lambda name=name, value=value: ticket.trial.set_user_attr(name, value))
+
+    # -- while it runs ---------------------------------------------------------------------------------------------
+
+    def report(self, ticket: Ticket, epoch: int, value: float) -> bool:
+        """Note the metric after an epoch (from 1). True: hyperband ends the trial here.
+
+        Raises TakenOver when another machine has given this one up.
+        """
+        try:
+            return self.storage.patiently(lambda: self._report(ticket, epoch, value))
+        except optuna.exceptions.UpdateFinishedTrialError as error:
+            raise TakenOver(ticket.trial_id) from error
+
+    def _report(self, ticket: Ticket, epoch: int, value: float) -> bool:
+        self.storage.optuna.set_trial_intermediate_value(ticket.key, epoch, value)
+        rule = self.spec.early_terminate
+        if rule is None or self.phase != "tune":
+            return False
+        histories = {trial._trial_id: _history(trial) for trial in self._trials(TrialState.RUNNING, *_ENDED_WELL)}
+        return should_stop(rule, histories[ticket.key], list(histories.values()), maximize=self.maximize)
+
+    def heartbeat(self, tickets: Sequence[Ticket]) -> None:
+        if self.storage.shared:
+            for ticket in tickets:
+                self.storage.patiently(lambda key=ticket.key: self.storage.optuna.record_heartbeat(key))
+
+    def take_over_stale(self) -> None:
+        """Queue again what silent machines were running. Skipped while somebody publishes; the next round does it."""
+        if self.storage.shared:
+            self.storage.patiently(self._take_over_stale)
+
+    def _take_over_stale(self) -> None:
+        with self.storage.alone_if_free(self._lock_key) as mine:
+            if mine:
+                fail_stale_trials(self.study)
+                for trial in self._trials(TrialState.WAITING):
+                    self.storage.optuna.record_heartbeat(trial._trial_id)
+
+    @contextmanager
+    def publishing(self, ticket: Ticket) -> Iterator[bool]:
+        """Whether the trial is still ours; while inside, no other machine can take it over."""
+        with self.storage.together(self._lock_key):
+            state = self.storage.optuna.get_trial(ticket.key).state
+            yield state == TrialState.RUNNING
+
+    # -- how it ended ----------------------------------------------------------------------------------------------
+
+    def complete(self, ticket: Ticket, value: float) -> None:
+        self._tell(ticket, TrialState.COMPLETE, value)
+
+    def pruned(self, ticket: Ticket, value: float | None) -> None:
+        """W&B's search learns from stopped runs too; Optuna's Gaussian process only from complete ones."""
+        if self.spec.method == "bayes" and value is not None:
+            self._tell(ticket, TrialState.COMPLETE, value, pruned=True)
+        else:
+            self._tell(ticket, TrialState.PRUNED, None)
+
+    def failed(self, ticket: Ticket, reason: str) -> None:
+        """Given up for good (until the sweep is started again)."""
+        self._tell(ticket, TrialState.FAIL, None, final=True, reason=reason[:2000])
+
+    def release(self, ticket: Ticket) -> None:
+        """Back into the queue, for the next coordinator."""
+        def operation() -> None:
+            with self.storage.alone(self._lock_key):
+                frozen = self.storage.optuna.get_trial(ticket.key)
+                if frozen.state == TrialState.RUNNING:
+                    self._requeue(frozen)
+                    self._set_failed(ticket.key)
+
+        self.storage.patiently(operation)
+
+    def drop(self, ticket: Ticket) -> None:
+        """A drawn point that repeats a trial which is already running or done."""
+        self._tell(ticket, TrialState.FAIL, None)
+
+    def _tell(self, ticket: Ticket, state: TrialState, value: float | None, **attributes: Any) -> None:
+        def operation() -> None:
+            try:
+                for name, content in {"owner": self._owner, **attributes}.items():
+                    self.storage.optuna.set_trial_user_attr(ticket.key, name, content)
+                self.storage.optuna.set_trial_state_values(ticket.key, state, None if value is None else [value])
+            except optuna.exceptions.UpdateFinishedTrialError:
+                logging.getLogger(__name__).debug("trial %d was told already", ticket.number)
+
+        self.storage.patiently(operation)
+
+    def _set_failed(self, key: int) -> None:
+        self.storage.optuna.set_trial_state_values(key, TrialState.FAIL)
+
+    # -- looking ---------------------------------------------------------------------------------------------------
+
+    def running(self) -> int:
+        """Trials that some coordinator runs."""
+        return self.storage.patiently(lambda: len(self._trials(TrialState.RUNNING)))
+
+    def waiting(self) -> int:
+        return self.storage.patiently(self._waiting)
+
+    def knows(self, ticket: Ticket, trial_id: str) -> bool:
+        """Whether another trial of the study is the same one, and not failed."""
+        return any(trial.user_attrs.get("trial_id") == trial_id and trial.number != ticket.number
+                   for trial in self.storage.patiently(lambda: self._trials(*_LIVE)))
+
+    def asked_for(self) -> int:
+        """How many different trials the search has asked for, refused ones too; what run_cap counts."""
+        trials = self.storage.patiently(self._trials)
+        refused = sum("trial_id" not in trial.user_attrs and "final" in trial.user_attrs for trial in trials)
+        return refused + len({trial.user_attrs["trial_id"] for trial in trials if "trial_id" in trial.user_attrs})
+
+    def outcomes(self) -> dict[str, FrozenTrial]:
+        """By trial_id: the trial that speaks for it (done before running before waiting before failed)."""
+        rank = [*_ENDED_WELL, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL]
+        best: dict[str, FrozenTrial] = {}
+        for trial in self.storage.patiently(self._trials):
+            trial_id = trial.user_attrs.get("trial_id")
+            if trial_id and (trial_id not in best or rank.index(trial.state) <= rank.index(best[trial_id].state)):
+                best[trial_id] = trial
+        return best
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states or None)
+
+
+def _candidate(trial: FrozenTrial) -> Candidate:
+    attributes = trial.user_attrs
+    return Candidate(attributes["trial_id"], attributes["values"], attributes.get("u"), attributes["setting_id"],
+                     attributes["kind"])
+
+
+def _history(trial: FrozenTrial) -> list[float]:
+    return [value for _, value in sorted(trial.intermediate_values.items()) if value is not None]
+
+
+def _gaussian_process(seed: int) -> optuna.samplers.BaseSampler:
+    """Optuna's GP search; needs torch, which a coordinator loads for `method: bayes` only."""
+    return optuna.samplers.GPSampler(seed=seed % 2**32, n_startup_trials=1, warn_independent_sampling=False)
+
+
+def _distributions(spec: SweepSpec) -> dict[str, BaseDistribution]:
+    """Optuna's view of the space: a grid's values, or u in (0, 1) whatever W&B's distribution is."""
+    if spec.method == "grid":
+        return {p.name: CategoricalDistribution(_choices(p.grid())) for p in spec.parameters
+                if p.distribution != "constant"}
+    return {p.name: FloatDistribution(0.0, 1.0) for p in searched_parameters(spec)}
+
+
+def _choices(values: Sequence[Any]) -> list[Any]:
+    """Numbers stay numbers; anything else is shown as text, since 1 and True are the same choice to Optuna."""
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return list(dict.fromkeys(values if numbers else map(str, values)))
+
+
+def _plain(value: Any, choices: Sequence[Any]) -> Any:
+    return value if value in choices else str(value)

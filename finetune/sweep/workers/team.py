@@ -1,0 +1,132 @@
+"""The workers together: what they say, in one stream of events, and the signals that end the sweep."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from finetune.errors import EnvironmentProblem, Interrupted
+from finetune.sweep.workers.pool import Machine, Worker, stop_all
+
+MAX_KILLED_EARLY = 10  # workers that somebody kills before they are ready, in a row
+
+
+@dataclass(frozen=True)
+class Event:
+    """`kind` is one of worker.py's messages, or "died" with the cause as its content."""
+
+    worker: Worker
+    kind: str
+    content: Any = None
+
+
+class Team:
+    """`count` workers at most, started when they are needed."""
+
+    def __init__(self, machine: Machine, count: int, *, task: str, logs: Path, ask_verdicts: bool):
+        self.machine, self.count = machine, count
+        self._task, self._logs, self._ask_verdicts = task, logs, ask_verdicts
+        self.workers: list[Worker] = []
+        self._killed_early = 0
+        self._told: dict[str, Any] = {}
+        self._signals = Signals()
+
+    def grow(self, wanted: int) -> None:
+        """Have at least min(wanted, count) workers."""
+        while len(self.workers) < min(wanted, self.count):
+            taken = {worker.index for worker in self.workers}
+            self._start(min(set(range(1, self.count + 1)) - taken))
+
+    def _start(self, index: int) -> None:
+        self.workers.append(Worker(index, self.count, self.machine, task=self._task, ask_verdicts=self._ask_verdicts,
+                                   log=self._logs / f"worker-{index}.log"))
+        for kind, content in self._told.items():
+            self.workers[-1].send(kind, content)
+
+    def tell(self, kind: str, content: Any) -> None:
+        """A message for every worker, also for those that start later; a later one of its kind replaces it."""
+        self._told[kind] = content
+        for worker in self.workers:
+            worker.send(kind, content)
+
+    def events(self, timeout: float) -> list[Event]:
+        """What happened, waiting at most `timeout` seconds. Raises Interrupted after a SIGINT or SIGTERM."""
+        by_connection = {worker.connection: worker for worker in self.workers}
+        ready = wait([*by_connection, self._signals.socket], timeout)
+        self._signals.check()
+        return [self._receive(by_connection[source]) for source in ready if source is not self._signals.socket]
+
+    def _receive(self, worker: Worker) -> Event:
+        try:
+            kind, content = worker.connection.recv()
+        except (EOFError, ConnectionResetError, OSError):
+            return self._buried(worker)
+        if kind == "ready":
+            worker.ready, self._killed_early = True, 0
+        return Event(worker, kind, content)
+
+    def _buried(self, worker: Worker) -> Event:
+        cause = worker.cause_of_death()
+        self.remove(worker)
+        if not worker.ready:
+            # One that ends by itself cannot import what it needs; the next one could not either.
+            self._killed_early += 1
+            if not worker.was_killed or self._killed_early >= MAX_KILLED_EARLY:
+                raise EnvironmentProblem(f"no worker can be started: {cause} (log: {worker.log})")
+        return Event(worker, "died", cause)
+
+    def remove(self, worker: Worker) -> None:
+        """Kill it and its children; another one takes its place when the team grows again."""
+        worker.kill()
+        self.workers.remove(worker)
+
+    def close(self, *, interrupt: bool, grace: float = 5.0) -> None:
+        stop_all(self.workers, interrupt=interrupt, grace=grace)
+        self.workers.clear()
+        self._signals.restore()
+
+    def on_second_signal(self, farewell: Callable[[], None]) -> None:
+        """The second Ctrl-C ends everything at once; `farewell` puts the terminal in order."""
+        def abort(signum: int) -> None:
+            for worker in self.workers:
+                worker.kill()
+            farewell()
+            os._exit(128 + signum)
+
+        self._signals.abort = abort
+
+
+class Signals:
+    """SIGINT and SIGTERM as something that can be waited for, and that strikes only where `check` is called."""
+
+    def __init__(self) -> None:
+        self.abort: Callable[[int], None] | None = None
+        self.socket, self._waker = socket.socketpair()
+        self.socket.setblocking(False)
+        self._waker.setblocking(False)
+        self._received: int | None = None
+        self._wakeup_before = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self._received is not None and self.abort is not None:
+            self.abort(signum)
+        self._received = signum
+
+    def check(self) -> None:
+        if self._received is not None:
+            raise Interrupted(self._received)
+
+    def restore(self) -> None:
+        signal.set_wakeup_fd(self._wakeup_before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self.socket.close()
+        self._waker.close()

@@ -1,0 +1,346 @@
+"""The training loop: Accelerate runs it on one process or many, with the same numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from torch import Tensor, nn
+from torch.nn import functional
+
+from finetune.training import signals
+from finetune.config import TrialConfig
+from finetune.data.encoding.batches import (
+    Collator,
+    evaluation_batches,
+    padding_share,
+    shares,
+    to_device,
+    training_batches,
+)
+from finetune.errors import Interrupted, TrialFailed
+from finetune.freezing import (
+    AuditReport,
+    FreezePlan,
+    Moment,
+    Strategy,
+    audit_gradients,
+    check_frozen,
+    frozen_digests,
+    layer_scales,
+    part_gradient_norms,
+)
+from finetune.freezing.plan import BACKBONE_PREFIX
+from finetune.training.memory import asked_for, is_out_of_memory
+from finetune.models import LayerStack
+from finetune.prefix.reuse import PrefixReuse
+from finetune.training.schedule import carry_state, make_optimizer, set_learning_rates
+
+
+def per_example_loss(task: str, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """logits (batch, outputs), labels as in Split -> (batch,): cross-entropy, squared error or mean binary CE."""
+    logits = logits.float()
+    if task == "classification":
+        return functional.cross_entropy(logits, labels, weight=weights, reduction="none")
+    if task == "regression":
+        return (logits.squeeze(-1) - labels) ** 2
+    return functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights, reduction="none").mean(1)
+
+
+@dataclass
+class Trainer:
+    """What one trial trains, and the state of its training."""
+
+    config: TrialConfig
+    accelerator: Accelerator
+    classifier: nn.Module
+    stack: LayerStack  # bound to the classifier
+    strategy: Strategy
+    train: Collator
+    task: str
+    class_weights: Tensor | None = None
+    prefix: PrefixReuse | None = None
+    step: int = 0  # optimizer steps done
+    plan: FreezePlan | None = None
+    phases: list[FreezePlan] = field(default_factory=list)  # every plan so far, in order
+    reached: list[AuditReport] = field(default_factory=list)  # per plan, what its first backward pass reached
+    optimizer: torch.optim.Optimizer | None = None
+    model: nn.Module | None = None  # the classifier as Accelerate wrapped it for the present plan
+    gradient_norms: list[dict[str, float]] = field(default_factory=list)  # per finished epoch, where a strategy asks
+    micro_batch: int | None = None  # rows that fit into memory, where fewer do than were asked for
+    said: Callable[[str], None] = lambda sentence: None
+    # The running epoch: windows (one optimizer step each) done, this process's summed loss, summed gradient norms.
+    windows_done: int = 0
+    loss_sum: Tensor | float = 0.0
+    norms: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)  # weights of the best epoch, of all that has ever trained
+
+    def __post_init__(self) -> None:
+        self.born: dict[str, int] = {}  # parameter -> the step at which it began to train
+        self.frozen: dict[str, str] = {}  # name -> digest, as the present plan found them
+        self._phase: Hashable = None
+        self._scales = layer_scales(self.stack, self.config.layer_decay)
+
+    @property
+    def rows_per_step(self) -> int:
+        return self._global_batch * self.config.gradient_accumulation_steps
+
+    @property
+    def _global_batch(self) -> int:
+        return self.config.per_device_train_batch_size * self.accelerator.num_processes
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.num_train_epochs * self.windows_per_epoch
+
+    @property
+    def windows_per_epoch(self) -> int:
+        return math.ceil(len(self.train.encoded) / self.rows_per_step)
+
+    def enter(self, epoch: int) -> bool:
+        """Before every step: where the strategy's phase has changed, plan, wrap and build the optimizer anew.
+
+        Returns whether it has changed.
+        """
+        moment = self.moment(epoch, self.step)
+        if self.plan is not None and self.strategy.phase(moment) == self._phase:
+            return False
+        self.check_frozen()
+        self.plan_at(moment)
+        self.born = {name: self.born.get(name, self.step) for name in self.plan.trainable}
+        if self.best:
+            self.best = self.weights() | self.best
+        self.put_into_effect()
+        return True
+
+    def moment(self, epoch: int, step: int) -> Moment:
+        """Where training stood at `step` of `epoch`; the norms are those of the epochs before it."""
+        return Moment(epoch, step, self.config.num_train_epochs, self.total_steps, self.config.seed,
+                      tuple(self.gradient_norms[:epoch - 1]))
+
+    def plan_at(self, moment: Moment) -> None:
+        self._phase, self.plan = self.strategy.phase(moment), self.strategy.plan(self.stack, moment)
+        self.phases.append(self.plan)
+
+    def put_into_effect(self) -> None:
+        """Put the present plan into effect: what trains, a digest of what does not, optimizer, Accelerate."""
+        self.plan.apply(self.classifier)
+        if self.prefix is not None:
+            self.prefix.enter(self.phases)
+        self.frozen = frozen_digests(self.classifier, self.plan)
+        optimizer = make_optimizer(self.classifier, self.config, self.born, self._scales)
+        carry_state(self.optimizer, optimizer)
+        self.optimizer = optimizer
+        self._wrap()
+
+    def _wrap(self) -> None:
+        """Anew for each plan: DDP registers its gradient hooks on what trains when it is built."""
+        accelerator = self.accelerator
+        if self.model is not None and accelerator.num_processes == 1:
+            return  # then nothing depends on the plan
+        if self.model is not None:
+            accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            self.model = None
+            accelerator.free_memory()
+        # DDP waits for every gradient that it was not told to expect in vain.
+        unread = any(BACKBONE_PREFIX + name in self.plan.trainable for name in self.stack.unread)
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unread)
+        self.model = accelerator.prepare_model(self.classifier)
+
+    def plans_in(self, epoch: int) -> list[FreezePlan]:
+        """What held in an epoch (from 1), in order."""
+        first = (epoch - 1) * (self.total_steps // self.config.num_train_epochs)
+        earlier = [plan for plan in self.phases if plan.from_step <= first]
+        return [*earlier[-1:], *(plan for plan in self.phases if plan.from_step > first and plan.from_epoch == epoch)]
+
+    def check_frozen(self) -> None:
+        """Raises TrialFailed("leak") when a parameter that the present plan freezes has changed since it began."""
+        if self.plan is not None:
+            check_frozen(self.classifier, self.plan, self.frozen)
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of every parameter that has trained in any phase so far; the others are as they were at the start."""
+        trained = frozenset().union(*(plan.trainable for plan in self.phases))
+        return {name: parameter.detach().clone() for name, parameter in self.classifier.named_parameters()
+                if name in trained}
+
+    def train_epoch(self, epoch: int, stepped: Callable[[], None]) -> dict[str, float]:
+        """To the end of the epoch from where it stands; returns loss (mean per example as trained), learning_rate,
+        padding_share. `stepped` is called after each step, and may raise: the next call goes on from there.
+        """
+        lengths = self.train.encoded.lengths
+        batches = training_batches(lengths, self._global_batch, self.config.seed, epoch)
+        windows = list(_windows(batches, self.config.gradient_accumulation_steps))
+        modes_set = False
+        for window in windows[self.windows_done:]:
+            if self.enter(epoch) or not modes_set:
+                self.classifier.train()
+                self.plan.apply(self.classifier)
+                modes_set = True
+            self.loss_sum = self.loss_sum + self._step(window)  # stays on the device: no wait for it at each step
+            self.windows_done += 1
+            stepped()
+        loss = self._mean_loss(epoch)
+        return {"loss": loss, "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "padding_share": padding_share(lengths, batches)}
+
+    def _mean_loss(self, epoch: int) -> float:
+        total = torch.as_tensor(self.loss_sum, device=self.accelerator.device, dtype=torch.float64)
+        mean = float(self.accelerator.reduce(total, "sum")) / len(self.train.encoded)
+        if not math.isfinite(mean):
+            raise TrialFailed("non-finite", f"the training loss is {mean} in epoch {epoch}; "
+                              "try a smaller learning_rate or head_learning_rate")
+        return mean
+
+    @property
+    def loss_so_far(self) -> float:
+        """Mean loss per example in the running epoch, as this process sees it."""
+        done = min(self.windows_done * self.rows_per_step, len(self.train.encoded))
+        return float(self.loss_sum) * self.accelerator.num_processes / max(1, done)
+
+    def end_epoch(self) -> None:
+        """The epoch is trained and evaluated; the next one starts from nothing."""
+        if self.strategy.needs_gradient_norms:
+            self.gradient_norms.append(self.norms)
+        self.windows_done, self.loss_sum, self.norms = 0, 0.0, {}
+
+    def heed_signals(self) -> None:
+        """Between two steps: raises Interrupted on every process when a signal has come to one of them."""
+        if self.accelerator.num_processes > 1:
+            if signals.pending():
+                self.accelerator.set_trigger()
+            if self.accelerator.check_trigger():
+                raise Interrupted(signals.pending() or signal.SIGTERM)
+        signals.check()
+
+    def _step(self, window: list[np.ndarray]) -> Tensor:
+        """One optimizer step over the micro-batches of a window; returns this process's summed loss."""
+        set_learning_rates(self.optimizer, self.config, self.step, self.total_steps, self.strategy.period)
+        loss_sum = self._gradients_that_fit(window) if self._may_halve else self._gradients(window)
+        self._update()
+        return loss_sum
+
+    def _gradients(self, window: list[np.ndarray]) -> Tensor:
+        """Forward and backward over a window; the gradients are those of its mean loss per row."""
+        accelerator, rows_in_window = self.accelerator, sum(len(rows) for rows in window)
+        loss_sum = torch.zeros((), device=accelerator.device, dtype=torch.float64)
+        mine = [list(shares(rows, accelerator.num_processes))[accelerator.process_index] for rows in window]
+        pieces = [piece for rows in mine for piece in self._pieces(rows)]
+        for index, rows in enumerate(pieces):
+            last = index == len(pieces) - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
+                loss = self.micro_loss(rows).sum()
+                # Ranks average their gradients, so each scales its sum up by their number.
+                share = accelerator.num_processes / rows_in_window
+                accelerator.backward(loss * self.classifier.head.loss_scale * share)
+            loss_sum += loss.detach().double()
+        return loss_sum
+
+    # -- less memory -------------------------------------------------------------------------------------------------
+
+    @property
+    def _may_halve(self) -> bool:
+        """Of several processes one would be out of memory while the others wait for its gradients."""
+        return self.config.auto_micro_batch and self.accelerator.num_processes == 1
+
+    def _pieces(self, rows: np.ndarray) -> list[np.ndarray]:
+        """A micro-batch as it fits: whole, unless memory has run out before."""
+        if self.micro_batch is None or len(rows) <= self.micro_batch:
+            return [rows]
+        return [rows[start:start + self.micro_batch] for start in range(0, len(rows), self.micro_batch)]
+
+    def _gradients_that_fit(self, window: list[np.ndarray]) -> Tensor:
+        """`_gradients`, with half the micro-batch as often as memory runs out; from the same random state each time."""
+        while True:
+            device = self.accelerator.device
+            before = torch.get_rng_state(), torch.cuda.get_rng_state() if device.type == "cuda" else None
+            try:
+                return self._gradients(window)
+            except (RuntimeError, MemoryError) as error:
+                size = self.micro_batch or self.config.per_device_train_batch_size
+                if not is_out_of_memory(error) or size == 1:
+                    raise
+                asked = asked_for(error)
+            # Outside of the handler: the error holds on to what the failed pass had allocated.
+            self.micro_batch = (size + 1) // 2
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.set_rng_state(before[0])
+            if before[1] is not None:
+                torch.cuda.empty_cache()
+                torch.cuda.set_rng_state(before[1])
+            self.said(f"out of memory ({asked} could not be had) at step {self.step + 1}: from here on "
+                      f"{self.micro_batch} rows at a time instead of {size}, with the same effective batch")
+
+    # -- the step ----------------------------------------------------------------------------------------------------
+
+    def _update(self) -> None:
+        """The optimizer's step on the gradients that are there."""
+        config, accelerator = self.config, self.accelerator
+        if len(self.reached) < len(self.phases):
+            self.reached.append(audit_gradients(self.classifier, self.plan, self.stack))
+        scaler = accelerator.scaler  # fp16 only; Accelerate unscales the optimizers that it wrapped, and ours is bare
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        if self.strategy.needs_gradient_norms:
+            for part, norm in part_gradient_norms(self.stack).items():
+                self.norms[part] = self.norms.get(part, 0.0) + norm
+        if config.max_grad_norm:
+            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+            scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+
+    def micro_loss(self, rows: np.ndarray) -> Tensor:
+        """Per-example loss of some training rows."""
+        if not len(rows):  # a tail smaller than the number of processes: take part with nothing
+            rows, empty = np.zeros(1, np.int64), True
+        else:
+            empty = False
+        device = self.accelerator.device
+        with self.accelerator.autocast():
+            logits = self._forward(self.model, self.train, rows)
+        loss = per_example_loss(self.task, logits, self.train.labels(rows).to(device), self.class_weights)
+        return loss * 0 if empty else loss
+
+    def _forward(self, model: nn.Module, split: Collator, rows: np.ndarray) -> Tensor:
+        if self.prefix is not None:
+            return self.prefix.logits(model, split, rows)
+        return model(**to_device(split(rows), self.accelerator.device))
+
+    @torch.no_grad()
+    def logits(self, split: Collator) -> np.ndarray:
+        """Logits (rows, outputs) of a whole split, in its own order, on every process."""
+        self.classifier.eval()
+        accelerator = self.accelerator
+        mine: list[tuple[np.ndarray, np.ndarray]] = []
+        batches = evaluation_batches(split.encoded.lengths, self.config.per_device_eval_batch_size)
+        for rows in batches[accelerator.process_index::accelerator.num_processes]:
+            with accelerator.autocast():
+                logits = self._forward(self.classifier, split, rows)
+            mine.append((rows, logits.float().cpu().numpy()))
+            if accelerator.num_processes == 1:  # several would have to agree, and they have different batches
+                signals.check()
+        parts = gather_object(mine) if accelerator.num_processes > 1 else mine
+        out = np.empty((len(split.encoded), parts[0][1].shape[1]), np.float32)
+        for rows, logits in parts:
+            out[rows] = logits
+        if not np.isfinite(out).all():
+            raise TrialFailed("non-finite", "the model's logits are not finite; try a smaller learning_rate")
+        return out
+
+
+def _windows(batches: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    for start in range(0, len(batches), size):
+        yield batches[start:start + size]

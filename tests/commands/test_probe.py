@@ -1,0 +1,92 @@
+"""The layer probe: every depth's features, stored or computed, and what a linear model makes of them."""
+
+import contextlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.config import TrialConfig
+from finetune.prefix.reuse import PrefixReuse
+from finetune.sweep.probe import depth_features, fit, layer_probe
+from finetune.results import RecordStore
+from finetune.trial import build_classifier, encode_splits, resolve_trial, run_trial
+
+
+@pytest.fixture
+def config(tiny_bert_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    return TrialConfig.from_mapping({"model_name_or_path": str(tiny_bert_dir), "train_size": 48, "evaluation_size": 32,
+                                     "num_train_epochs": 1, "max_length": 32, "freeze_depth": 0})
+
+
+def reuse_of(config):
+    resolved = resolve_trial(config)
+    classifier, stack = build_classifier(resolved)
+    splits = encode_splits(resolved)
+    return PrefixReuse(classifier, stack, resolved.prefix, list(splits.values()), contextlib.nullcontext), splits
+
+
+def test_features_are_the_mean_of_the_models_own_hidden_states(config):
+    reuse, splits = reuse_of(config)
+    split, rows = splits["validation"], np.arange(8)
+    found = depth_features(reuse, split)
+    inputs = split(rows)
+    with torch.no_grad():
+        hidden = reuse.stack.model.eval()(**inputs, output_hidden_states=True).hidden_states
+    mask = inputs["attention_mask"].unsqueeze(-1)
+    assert sorted(found) == [0, 1, 2, 3, 4]
+    for depth, state in enumerate(hidden):
+        expected = (state * mask).sum(1) / mask.sum(1)
+        assert found[depth][rows] == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_stored_activations_give_the_same_features(config):
+    reuse, splits = reuse_of(config)
+    computed = depth_features(reuse, splits["validation"])
+    run_trial(config.replace(freeze_depth=2))
+    assert reuse.store.read(reuse.key(splits["validation"], 2)) is not None
+    stored = depth_features(reuse, splits["validation"])
+    for depth in computed:
+        assert stored[depth] == pytest.approx(computed[depth], abs=1e-5)
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel", "regression"])
+def test_a_linear_probe_finds_what_is_linear(task):
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(400, 5)).astype(np.float32)
+    scores = features @ rng.normal(size=(5, 3))
+    labels = {"classification": scores.argmax(1), "multilabel": (scores > 0).astype(np.float32),
+              "regression": scores[:, 0]}[task]
+    logits = fit(task, features, labels, 1 if task == "regression" else 3)(features)
+    assert logits.shape == (400, 1 if task == "regression" else 3)
+    right = {"classification": lambda: (logits.argmax(1) == labels).mean(),
+             "multilabel": lambda: ((logits > 0) == labels).mean(),
+             "regression": lambda: np.corrcoef(logits[:, 0], labels)[0, 1]}[task]()
+    assert right > 0.85
+
+
+def test_a_class_that_training_lacks_is_never_predicted():
+    features = np.random.default_rng(0).normal(size=(40, 4))
+    logits = fit("classification", features, np.where(features[:, 0] > 0, 2, 0), 3)(features)
+    assert set(logits.argmax(1)) == {0, 2}
+
+
+def test_the_command_writes_what_the_report_reads(config, tmp_path):
+    folder = tmp_path / "run"
+    outcome = run_trial(config)
+    RecordStore(folder).publish(outcome.record, outcome.predictions)
+    done = subprocess.run([sys.executable, "-m", "finetune.sweep.probe", str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((folder / "probe.json").read_text())
+    assert content == json.loads(done.stdout) == layer_probe(config)
+    assert [point["freeze_depth"] for point in content["points"]] == [-1, 1, 2, 3, 4]
+    from analysis.load.records import read_probe
+
+    assert read_probe(folder / "probe.json")[0]["points"] == content["points"]
+    missing = subprocess.run([sys.executable, "-m", "finetune.sweep.probe", str(tmp_path / "no")], capture_output=True,
+                             text=True)
+    assert missing.returncode == 2 and "no complete trial" in missing.stderr

@@ -1,0 +1,53 @@
+"""Two ranks: a whole trial, one that a signal to one rank stops after step STEP, and its continuation (torchrun).
+
+usage: resume_driver.py FOLDER KNOBS-AS-JSON STEP     publishes FOLDER/whole and FOLDER/stopped
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from finetune import trial
+
+from finetune.training import signals
+from finetune.config import TrialConfig
+from finetune.errors import Interrupted
+from finetune.trial.events import Observer
+from finetune.results import RecordStore
+
+
+class Stop(Observer):
+    def __init__(self, step):
+        self.step = step
+
+    def stepped(self, step, total_steps, loss):
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run(knobs, folder, step=None):
+    signals.listen()
+    outcome = trial.run_trial(TrialConfig.from_mapping(knobs), observer=Stop(step), output_dir=folder)
+    if int(os.environ["RANK"]) == 0:
+        RecordStore(folder).publish(outcome.record, outcome.predictions)
+
+
+def main(folder: Path, knobs: dict, step: int) -> None:
+    torch.set_num_threads(1)
+    trial.REPORT_EVERY_SECONDS = -1
+    run(knobs, folder / "whole")
+    try:
+        run(knobs, folder / "stopped", step)
+    except Interrupted:  # on both ranks
+        Path(folder / f"interrupted.{os.environ['RANK']}").touch()
+    run(knobs, folder / "stopped")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]))
