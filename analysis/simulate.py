@@ -18,9 +18,7 @@ import numpy as np
 from scipy import special
 from scipy import stats as distributions
 
-from analysis.statistics import metrics
-
-from analysis.statistics import stats
+from analysis.statistics import metrics, stats
 from analysis.statistics.stats import Parts
 
 ROWS = 2000

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from finetune.training.evaluation import higher_is_better
 from finetune.results import RecordStore, TrialRecord
+from finetune.training.evaluation import higher_is_better
 
 FRACTIONS = ("accuracy", "f1", "f1_macro", "f1_micro", "f1_weighted")
 

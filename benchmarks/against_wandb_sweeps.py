@@ -14,8 +14,8 @@ import warnings
 import numpy as np
 from sweeps.params import HyperParameter
 
-from finetune.sweep.spec.distributions import quantile
 from finetune.sweep.search.hyperband import should_stop
+from finetune.sweep.spec.distributions import quantile
 from finetune.sweep.spec.schema import Hyperband
 from sweeps import RunState, SweepRun, stop_runs
 

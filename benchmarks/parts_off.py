@@ -12,11 +12,10 @@ import numpy as np
 import torch
 
 from finetune import trial
-
-from finetune.training import loop
 from finetune.prefix import budget, reuse
 from finetune.randomness import stream_seed
-from finetune.trial import resolve_trial# noqa: F401  (a task offers it)
+from finetune.training import loop
+from finetune.trial import build, resolve, resolve_trial  # noqa: F401  (a task offers it)
 
 PARTS = {
     "reuse": "no reuse of frozen activations (prefix_cache: false)",
@@ -43,7 +42,7 @@ if WITHOUT == "grouping":
 if WITHOUT == "shared_pass":
     reuse.current_hint = lambda: budget.PrefixHint()
 if WITHOUT == "one_token":
-    trial.Classifier.read_one_token = lambda self, source: None
+    build.Classifier.read_one_token = lambda self, source: None
 if WITHOUT == "fused":
     _make_optimizer = loop.make_optimizer
 
@@ -64,8 +63,8 @@ def run_trial(config, *, observer=None):
 
         forget_backbones()
         load._memory.clear()
-        trial._kept_rows._results.clear()
-        trial._kept_encodings._results.clear()
+        resolve._rows_memo._results.clear()
+        build._encodings_memo._results.clear()
     if WITHOUT == "reuse":
         config = config.replace(prefix_cache=False)
     return trial.run_trial(config, observer=observer)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from finetune.sweep.view.live import open_view
 from finetune.sweep.plan import SweepOptions
 from finetune.sweep.runner import run_sweep
 from finetune.sweep.spec.schema import load_spec
+from finetune.sweep.view.live import open_view
 
 if __name__ == "__main__":
     spec = load_spec(Path(sys.argv[1]), [])

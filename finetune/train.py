@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from finetune.training import signals
 from finetune.config import KNOBS, TrialConfig, decode, knob_help
 from finetune.display import plain
 from finetune.errors import EXIT_CODES, ConfigError, EnvironmentProblem, FinetuneError
 from finetune.files import FileLock, require_writable
-from finetune.tracking.launch import agreed, agreed_knobs, end_with_launcher, is_main_process, process_count
-from finetune.trial.events import Observer, Observers
 from finetune.results import RecordStore, TrialRecord
 from finetune.tracking import Tracker, check_mode, in_sweep, open_tracker, refuse
+from finetune.tracking.launch import agreed, agreed_knobs, end_with_launcher
+from finetune.training import signals
+from finetune.training.processes import is_main_process, process_count
+from finetune.trial.events import Observer, Observers
 
 FLAGS = {"--force": "train even when a complete record exists", "--json": "print the record as JSON on stdout"}
 

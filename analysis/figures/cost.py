@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from analysis.statistics import stats
-
 from analysis.figures import svg
-from analysis.findings.curves import Curve, Point, train_prefix_seconds
-from analysis.load.records import Arm
 from analysis.figures.curve import axis_name, number, scale_of
 from analysis.figures.tuning import line_styles
+from analysis.findings.curves import Curve, Point, train_prefix_seconds
 from analysis.findings.words import signed
+from analysis.load.records import Arm
+from analysis.statistics import stats
 from finetune.training.evaluation import higher_is_better
 
 if TYPE_CHECKING:

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from analysis.figures import svg
-
 from analysis.findings import verdict
 from analysis.findings.curves import Curve, Point
-from analysis.load.records import Arm
 from analysis.findings.words import margin_text
+from analysis.load.records import Arm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

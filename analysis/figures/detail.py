@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from analysis.statistics import stats
-
 from analysis.figures import svg
-from analysis.findings.curves import SPLIT, Curve, Point
 from analysis.figures.curve import DepthCurve, axis_name, draw_depth_curves, number, positions, scale_of
 from analysis.figures.tuning import Grid, line_styles
+from analysis.findings.curves import SPLIT, Curve, Point
+from analysis.statistics import stats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from analysis.statistics import stats
-
 from analysis.figures import svg
+from analysis.figures.curve import number, scale_of
 from analysis.findings.curves import Curve, Point
 from analysis.load.groups import distinct
-from analysis.load.records import Arm
-from analysis.figures.curve import number, scale_of
 from analysis.load.protocol import Setting
+from analysis.load.records import Arm
+from analysis.statistics import stats
 from finetune.training.evaluation import higher_is_better
 
 if TYPE_CHECKING:

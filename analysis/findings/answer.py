@@ -7,12 +7,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from analysis.statistics import stats
-
 from analysis.findings import verdict
 from analysis.findings.curves import Curve, Point
-from analysis.load.records import Arm
 from analysis.findings.words import count, margin_text, percent, points, signed
+from analysis.load.records import Arm
+from analysis.statistics import stats
 
 MOST_STRATEGIES = 5  # that are told in a sentence; more are in the table
 

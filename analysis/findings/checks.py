@@ -9,12 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis.findings import checks_tuning
-
-from analysis.statistics import stats
 from analysis.findings.curves import Curve
+from analysis.findings.words import count, names, percent, seeds
 from analysis.load.groups import distinct
 from analysis.load.records import Loaded
-from analysis.findings.words import count, names, percent, seeds
+from analysis.statistics import stats
 
 COLLAPSED = 0.25  # of the way from the baseline to the median seed
 

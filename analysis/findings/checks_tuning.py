@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from analysis.findings.curves import Curve
-from analysis.load.groups import distinct
-from analysis.load.records import Arm, Trial
-from analysis.load.protocol import Choice, Setting, choose
 from analysis.findings.words import count, names, seeds
-from finetune.training.evaluation import higher_is_better
+from analysis.load.groups import distinct
+from analysis.load.protocol import Choice, Setting, choose
+from analysis.load.records import Arm, Trial
 from finetune.results import PREDICTIONS_FILE
+from finetune.training.evaluation import higher_is_better
 
 LEARNING_RATES = ("learning_rate", "head_learning_rate")
 

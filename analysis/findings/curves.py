@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.statistics import metrics
-
-from analysis.statistics import stats
-from analysis.load.records import Arm, Trial
 from analysis.load.protocol import Choice, Protocol, baseline_value
+from analysis.load.records import Arm, Trial
+from analysis.statistics import metrics, stats
 from analysis.statistics.stats import Interval, Parts, Population
 from finetune.training.evaluation import higher_is_better
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from analysis.statistics import stats
 from analysis.findings.answer import where
 from analysis.findings.curves import Curve
 from analysis.findings.words import count, margin_text, points
+from analysis.statistics import stats
 
 
 def methods_paragraph(curve: Curve, margins: Sequence[float]) -> str:

@@ -8,13 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis.statistics import power
-
-from analysis.statistics import stats
 from analysis.findings.curves import Curve, Measured, Point, difference
-from analysis.load.records import Arm
-from analysis.statistics.stats import Parts
 from analysis.findings.words import margin_text, points
+from analysis.load.records import Arm
+from analysis.statistics import power, stats
+from analysis.statistics.stats import Parts
 
 CONFIDENCE = 0.95
 KEPT_SHARES = (0.99, 0.95, 0.90)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from analysis.findings.curves import Curve
-from analysis.load.groups import TUNED_KNOBS
 from analysis.figures.curve import FRACTIONS
+from analysis.findings.curves import Curve
 from analysis.findings.words import margin_text, points, signed
+from analysis.load.groups import TUNED_KNOBS
 
 DASH = "–"
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from analysis.report.content import Table, make_tables, metric_of
-from analysis.findings.curves import Curve
 from analysis.figures.figures import Figure
-from analysis.findings.methods import methods_paragraph, notes, scope
 from analysis.figures.svg import DARK_CSS
+from analysis.findings.curves import Curve
+from analysis.findings.methods import methods_paragraph, notes, scope
+from analysis.report.content import Table, make_tables, metric_of
 
 _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
           "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--", "<": "$<$",

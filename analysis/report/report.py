@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.figures.figures import Figure, make_figures
+from analysis.figures.svg import standalone
 from analysis.findings import checks
 from analysis.findings.curves import Curve, measure
-from analysis.figures.figures import Figure, make_figures
 from analysis.load.groups import make_groups
+from analysis.load.protocol import make_protocol
 from analysis.load.records import Loaded, load_sources
 from analysis.report.page import render
-from analysis.load.protocol import make_protocol
-from analysis.statistics.stats import Population
 from analysis.report.summary import summarize
-from analysis.figures.svg import standalone
 from analysis.report.tables import write_tables
+from analysis.statistics.stats import Population
 from finetune.errors import ConfigError, Problem, did_you_mean
 from finetune.files import atomic_write, disk_errors
 

@@ -9,15 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.findings import answer
-
-from analysis.statistics import power
-
-from analysis.statistics import stats
-
-from analysis.findings import verdict
-from analysis.findings.curves import Curve, Point, counted_at_baseline
 from analysis.figures.cost import COSTS, pareto
+from analysis.findings import answer, verdict
+from analysis.findings.curves import Curve, Point, counted_at_baseline
+from analysis.statistics import power, stats
 from analysis.statistics.stats import VERDICT_SEEDS
 
 METHODS = {

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.statistics import metrics
 from analysis.findings.curves import SPLIT, alone_seconds
 from analysis.load.groups import dataset_name
 from analysis.load.records import Trial
+from analysis.statistics import metrics
 from finetune.files import disk_errors
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """A metric as a number per test row, or, where it is no mean over rows, under many weightings of the rows.
 
-The values are those of `finetune.training.evaluation.compute_metrics` (tested); what is here is how they vary with the rows.
+The values are those of `finetune.training.evaluation.compute_metrics` (tested); this is how they vary with the rows.
 """
 
 from __future__ import annotations

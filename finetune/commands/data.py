@@ -56,8 +56,8 @@ def _search(text: str) -> list[str]:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    from finetune.config import TrialConfig
     from finetune.commands.views import datasets as show
+    from finetune.config import TrialConfig
 
     knobs = {"dataset_name": args.name, "dataset_config_name": args.config, **{k: getattr(args, k) for k in KNOBS}}
     config = TrialConfig.from_mapping({name: value for name, value in knobs.items() if value is not None})
@@ -89,8 +89,8 @@ def working(what: str) -> Iterator[None]:
 
 def configurations_of(config: TrialConfig) -> list[str]:
     """Names of the configurations of a data set; one or none where there is nothing to choose."""
-    from finetune.data.sources.catalog import BUNDLED
     from finetune.data.load import local_path
+    from finetune.data.sources.catalog import BUNDLED
     from finetune.data.sources.local import configurations
 
     if config.dataset_name in BUNDLED:
@@ -105,8 +105,8 @@ def configurations_of(config: TrialConfig) -> list[str]:
 
 def describe(config: TrialConfig, model: str | None) -> dict[str, Any]:
     """The profile of a data set, with its columns and why they were chosen."""
-    from finetune.data.load import assemble, choose_columns, open_source
     from finetune.commands.views.profile import profile, words
+    from finetune.data.load import assemble, choose_columns, open_source
 
     with working("reading the data set"):
         source = open_source(config)

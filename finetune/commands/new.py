@@ -60,8 +60,8 @@ def main(args: argparse.Namespace) -> int:
 def _data_notes(sweep: Mapping[str, Any]) -> list[str]:
     """What was noticed in the data, guesses among it."""
     from finetune.config import TrialConfig
-    from finetune.display import plain
     from finetune.data.load import DATA_KNOBS, load_task_data
+    from finetune.display import plain
 
     knobs = {name: body["value"] for name, body in sweep["parameters"].items() if name in DATA_KNOBS}
     return [plain(note) for note in load_task_data(TrialConfig.from_mapping(knobs)).notes]

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from finetune.sweep.runner import Ending
     from finetune.sweep.spec.schema import SweepSpec
 
-_HERE = Path(__file__).resolve().parent
-LIBRARIES = (_HERE / "library", _HERE.parents[1] / "sweeps")  # in the wheel; in a checkout
+_PACKAGE = Path(__file__).resolve().parents[1]
+LIBRARIES = (_PACKAGE / "sweep" / "library", _PACKAGE.parent / "sweeps")  # in the wheel; in a checkout
 _SHOWN_FAILURES = 20
 
 
@@ -51,9 +51,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Exit code 0, or 3 when trials failed. Raises FinetuneError for everything else."""
-    from finetune.sweep.view.live import open_view
     from finetune.sweep.runner import run_sweep
     from finetune.sweep.spec.schema import load_spec
+    from finetune.sweep.view.live import open_view
     from finetune.tracking import check_mode
 
     check_mode()

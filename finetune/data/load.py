@@ -6,16 +6,16 @@ from collections import OrderedDict
 from pathlib import Path
 
 from finetune.config import TrialConfig
-from finetune.data.sources.catalog import BUNDLED, bundled_folder
+from finetune.data.formats.readers import SUFFIXES
+from finetune.data.formats.table import Table
 from finetune.data.schema.checks import check_labels, check_row_count
 from finetune.data.schema.columns import Columns, find_columns
 from finetune.data.schema.labels import LabelSpace, label_space
-from finetune.data.sources.local import open_local, stamp
-from finetune.data.formats.readers import SUFFIXES
 from finetune.data.schema.rows import KEPT_BACK, NO_GOLD, Rows
+from finetune.data.sources.catalog import BUNDLED, bundled_folder
+from finetune.data.sources.local import open_local, stamp
 from finetune.data.sources.source import Source
 from finetune.data.splits.splits import carve, text_key
-from finetune.data.formats.table import Table
 from finetune.data.task_data import Split, TaskData, fingerprint
 from finetune.errors import DataError, did_you_mean, shown
 from finetune.files import canonical_json

@@ -8,6 +8,7 @@ _HOME = {
     "AuditReport": "audit", "audit_gradients": "audit", "audit_loss": "audit", "check_frozen": "audit",
     "frozen_digests": "audit",
     "layer_scales": "decay", "part_gradient_norms": "audit",
+    "checkpoint_layers": "prepare", "prepare_backbone": "prepare", "reinit_layers": "prepare",
 }
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from finetune.errors import EnvironmentProblem
+from finetune.models.discovery import discover_stack
 from finetune.models.layers import LayerStack
 
 LORA_STREAM = 0x10_7A  # keeps the adapters' initialisation apart from the seed's other uses
@@ -27,7 +28,7 @@ def add_lora(stack: LayerStack, rank: int, seed: int) -> LayerStack:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed((seed << 20) ^ LORA_STREAM)
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), stack.model)
-    return LayerStack.discover(stack.model)
+    return discover_stack(stack.model)
 
 
 def merge_lora(model: nn.Module) -> None:

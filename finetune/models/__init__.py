@@ -8,9 +8,8 @@ from typing import Any
 
 _HOME = {
     "Backbone": "backbone", "forget_backbones": "backbone", "load_backbone": "backbone",
-    "LayerStack": "layers", "UnsupportedBackbone": "layers",
+    "LayerStack": "layers", "discover_stack": "discovery", "UnsupportedBackbone": "layers",
     "check_pooling": "poolers", "chosen_pooling": "poolers", "strip_unused_pooler": "poolers",
-    "checkpoint_layers": "prepare", "prepare_backbone": "prepare", "reinit_layers": "prepare",
 }
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from finetune.config import TrialConfig
 from finetune.errors import ConfigError, EnvironmentProblem, Problem
+from finetune.models.discovery import discover_stack
 from finetune.models.layers import TOP, LayerStack
 from finetune.models.one_token import cuttable_modules
 from finetune.models.sources import ModelFiles, Source, find_model
@@ -89,7 +90,7 @@ def _load(name: str, revision: str | None, attention: str | None, trust: bool) -
         model, missing = _read_weights(files, model_config, config)
         tokenizer = _read_tokenizer(files, config)
     fixed = frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
-    stack = replace(LayerStack.discover(model), fixed=fixed)
+    stack = replace(discover_stack(model), fixed=fixed)
     _require_weights(name, stack, missing)
     return Backbone(
         name=name, source=files.source, revision=files.revision, digest=files.digest(with_code=trust),

@@ -22,7 +22,10 @@ from finetune.models.tracing import (
 
 
 def discover_stack(model: nn.Module) -> LayerStack:
-    """See LayerStack.discover."""
+    """Find the layers, watch them in a forward pass, and place every parameter.
+
+    Raises UnsupportedBackbone, with the reason and what to do, for a model that has no such stack.
+    """
     _refuse_by_kind(model)
     lists = _outermost_lists(model)
     try:

@@ -58,16 +58,6 @@ class LayerStack:
     unread: frozenset[str] = frozenset()  # parameters that a forward pass does not read (XLNet's mask_emb)
     head: Mapping[str, nn.Parameter] = field(default_factory=dict)
 
-    @classmethod
-    def discover(cls, model: nn.Module) -> LayerStack:
-        """Find the layers, watch them in a forward pass, and place every parameter.
-
-        Raises UnsupportedBackbone, with the reason and what to do, for a model that has no such stack.
-        """
-        from finetune.models.discovery import discover_stack
-
-        return discover_stack(model)
-
     @cached_property
     def layers(self) -> list[nn.Module]:
         return list(self.model.get_submodule(self.path))

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from finetune.config import TrialConfig
 from finetune.errors import EnvironmentProblem
 from finetune.freezing import resolve_strategy
+from finetune.freezing.prepare import prepare_backbone
 from finetune.models.backbone import Backbone, load_backbone
 from finetune.models.head import Classifier, Head
 from finetune.models.poolers import strip_unused_pooler
-from finetune.freezing.prepare import prepare_backbone
 from finetune.saving.manifest import DELTA, HEAD, KeptModel, find_kept
 
 

@@ -17,11 +17,11 @@ import numpy as np
 from finetune.config import TrialConfig
 from finetune.errors import ConfigError, EnvironmentProblem
 from finetune.results import RecordStore, TrialRecord
+from finetune.sweep.plan import Description, Plan, SweepOptions
+from finetune.sweep.search.search import Outcome, Search, TakenOver, Ticket
 from finetune.sweep.view.board import Board, Running, label_of
 from finetune.sweep.view.live import View
-from finetune.sweep.plan import Description, Plan, SweepOptions
 from finetune.sweep.workers.pool import Worker
-from finetune.sweep.search.search import Outcome, Search, TakenOver, Ticket
 from finetune.sweep.workers.team import Event, Team
 
 TICK = 0.5  # seconds between looks at clocks and at the queue when nothing happens

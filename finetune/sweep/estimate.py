@@ -19,12 +19,12 @@ from typing import Any
 from finetune.config import TrialConfig
 from finetune.errors import EnvironmentProblem
 from finetune.results import RecordStore
-from finetune.sweep.view.board import duration, label_of
-from finetune.sweep.view.live import View
 from finetune.sweep.plan import TICK, Plan, SweepOptions, make_plan
 from finetune.sweep.runner import planned_trials, team_for
 from finetune.sweep.search.search import Candidate
 from finetune.sweep.spec.schema import SweepSpec
+from finetune.sweep.view.board import duration, label_of
+from finetune.sweep.view.live import View
 from finetune.sweep.workers.team import Team
 
 PROBE_ROWS = 64  # per split

@@ -1,4 +1,4 @@
-"""`python -m finetune.sweep.probe DIR`: what a linear probe on every frozen depth's features reaches, into DIR/probe.json.
+"""What a linear probe on every frozen depth's features reaches, into DIR/probe.json: `python -m finetune probe DIR`.
 
 A preview of the curve that costs one forward pass at most (Alain & Bengio 2017, arXiv:1610.01644): nothing is trained
 but a logistic regression per depth. Activations that the sweep has stored are used; the others are computed. It is
@@ -20,12 +20,12 @@ import torch
 from finetune.config import TrialConfig
 from finetune.data.encoding.batches import Collator, to_device
 from finetune.errors import ConfigError
-from finetune.training.evaluation import compute_metrics
 from finetune.files import atomic_write
 from finetune.prefix.fill import Prefix, fill_batches, row_offsets
 from finetune.prefix.reuse import PrefixReuse
 from finetune.results import RecordStore
 from finetune.sweep.search.confirmation import CONDITIONS
+from finetune.training.evaluation import compute_metrics
 from finetune.trial import build_classifier, encode_splits, resolve_trial
 
 PROBE_FILE = "probe.json"

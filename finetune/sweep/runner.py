@@ -20,15 +20,15 @@ from finetune.errors import ConfigError, DataError, EnvironmentProblem, Interrup
 from finetune.files import FileLock, atomic_write
 from finetune.prefix.budget import hint_for
 from finetune.results import RecordStore, TrialRecord
-from finetune.sweep.view.board import Board, label_of
-from finetune.sweep.search.confirmation import Choice, Tuned, choose, confirmation_values, fresh_seeds
 from finetune.sweep.dispatch import Dispatcher, outcome_of
-from finetune.sweep.view.live import View
 from finetune.sweep.plan import Plan, SweepOptions, fixed_knobs, known_points, make_plan, plan_confirmation
-from finetune.sweep.workers.pool import Machine
+from finetune.sweep.search.confirmation import Choice, Tuned, choose, confirmation_values, fresh_seeds
 from finetune.sweep.search.search import Search
-from finetune.sweep.spec.schema import SweepSpec
 from finetune.sweep.search.storage import StudyStorage
+from finetune.sweep.spec.schema import SweepSpec
+from finetune.sweep.view.board import Board, label_of
+from finetune.sweep.view.live import View
+from finetune.sweep.workers.pool import Machine
 from finetune.sweep.workers.team import Team
 
 LOCK_FILE = "sweep.lock"

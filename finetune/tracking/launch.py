@@ -16,17 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from finetune.training.processes import is_main_process, meet_others, process_count
+
 _PR_SET_PDEATHSIG = 1
 _LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by torchrun, by accelerate launch
 _PARAMETERS = "WANDB_SWEEP_PARAM_PATH"  # the file from which wandb.init fills wandb.config in a run of a sweep
-
-
-def is_main_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def process_count() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def end_with_launcher() -> None:
@@ -87,15 +81,6 @@ def agreed(decide: Callable[[], Any]) -> Any:
         meet_others()
         broadcast_object_list(told)
     return told[0]
-
-
-def meet_others() -> None:
-    """Join the processes that a launcher started. Left to itself, Accelerate does so under torchrun only on GPUs."""
-    import torch
-    from accelerate import PartialState
-
-    if process_count() > 1:
-        PartialState(cpu=not torch.accelerator.is_available())
 
 
 def _with_parameters(knobs: Mapping[str, Any]) -> dict[str, Any]:

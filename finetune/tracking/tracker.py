@@ -15,11 +15,11 @@ import numpy as np
 
 from finetune.config import TrialConfig
 from finetune.errors import FinetuneError, Interrupted
-from finetune.tracking.launch import is_main_process
-from finetune.trial.events import Observer, Verdict
 from finetune.results import RecordStore, TrialRecord
 from finetune.tracking.client import TRANSMIT_SECONDS, Client, in_sweep, reason_of, say_once
 from finetune.tracking.mirror import config_of, facts_of, row_of, run_name, summary_of, tags
+from finetune.training.processes import is_main_process
+from finetune.trial.events import Observer, Verdict
 
 EXIT_CODES = {"complete": 0, "pruned": 0, "failed": 1}
 

@@ -15,7 +15,6 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor, nn
 from torch.nn import functional
 
-from finetune.training import signals
 from finetune.config import TrialConfig
 from finetune.data.encoding.batches import (
     Collator,
@@ -38,9 +37,10 @@ from finetune.freezing import (
     part_gradient_norms,
 )
 from finetune.freezing.plan import BACKBONE_PREFIX
-from finetune.training.memory import asked_for, is_out_of_memory
 from finetune.models import LayerStack
 from finetune.prefix.reuse import PrefixReuse
+from finetune.training import signals
+from finetune.training.memory import asked_for, is_out_of_memory
 from finetune.training.schedule import carry_state, make_optimizer, set_learning_rates
 
 

@@ -19,11 +19,11 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from finetune.training.checkpoint import DamagedCheckpoint
 from finetune.files import digest_of
 from finetune.freezing import AuditReport
-from finetune.training.loop import Trainer
 from finetune.randomness import stream_seed
+from finetune.training.checkpoint import DamagedCheckpoint
+from finetune.training.loop import Trainer
 from finetune.training.schedule import set_learning_rates
 
 Tensors = dict[str, Tensor]

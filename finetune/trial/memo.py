@@ -1,4 +1,8 @@
-"""What a warm worker need not compute again: the last results of functions of objects that nobody changes."""
+"""A least-recently-used cache of results for a warm worker, by the identity of objects that nobody changes.
+
+By hand: functools.lru_cache and cachetools compare keys by equality, and comparing two data sets costs more than the
+result that is kept.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 
-class Kept:
+class Memo:
     """The last `size` results, by the identity of some objects and the value of the rest."""
 
     def __init__(self, size: int):

@@ -11,12 +11,7 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from analysis import simulate
-
-from analysis.statistics import metrics
-
-from analysis.statistics import power
-
-from analysis.statistics import stats
+from analysis.statistics import metrics, power, stats
 from analysis.statistics.stats import Parts
 from finetune.training.evaluation import compute_metrics
 

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from records import World, make_trial, publish, sweep_trials
 
-from analysis.statistics import stats
-
 from analysis.findings import verdict
 from analysis.findings.answer import answer
 from analysis.load.records import load_sources
 from analysis.report.report import make_curves
+from analysis.statistics import stats
 
 MARGIN = 0.05
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from finetune.cli import main
-from finetune.display import plain
 from finetune.data.load import clear_memory
+from finetune.display import plain
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import json
 import pytest
 
 from finetune import cli
-
 from finetune.commands import doctor
 from finetune.results import RecordStore, TrialRecord
 

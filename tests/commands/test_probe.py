@@ -11,8 +11,8 @@ import torch
 
 from finetune.config import TrialConfig
 from finetune.prefix.reuse import PrefixReuse
-from finetune.sweep.probe import depth_features, fit, layer_probe
 from finetune.results import RecordStore
+from finetune.sweep.probe import depth_features, fit, layer_probe
 from finetune.trial import build_classifier, encode_splits, resolve_trial, run_trial
 
 

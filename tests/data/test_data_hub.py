@@ -120,7 +120,7 @@ print(json.dumps({
 
 def ask(home, endpoint):
     environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-    environment |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "PYTHONPATH": str(Path(__file__).parents[2])}
     environment.pop("HF_HUB_OFFLINE", None)
     command = [sys.executable, "-c", CLIENT]
     answer = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)

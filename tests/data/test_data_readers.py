@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from finetune.data.schema.columns import find_columns
 from finetune.data.formats.readers import read_file
+from finetune.data.schema.columns import find_columns
 from finetune.data.schema.rows import Rows
 from finetune.errors import DataError
 

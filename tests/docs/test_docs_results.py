@@ -11,7 +11,7 @@ from analysis.report.report import write_report
 from analysis.strategies import markdown, strategy_rows
 from finetune.results import RecordStore
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 
 

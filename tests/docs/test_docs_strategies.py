@@ -14,7 +14,7 @@ from finetune.freezing import rules
 from finetune.freezing.language import FORMS, reads_layers, strategy
 from finetune.freezing.strategies import strategy_table
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- strategies: generated -->\n", "<!-- end -->\n"
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.training.checkpoint import Checkpoint, Checkpoints, DamagedCheckpoint
 from finetune.data.encoding import encoded_cache
 from finetune.prefix.store import PrefixStore
 from finetune.results import CorruptRecord, RecordStore, TrialRecord
+from finetune.training.checkpoint import Checkpoint, Checkpoints, DamagedCheckpoint
 
 TRIAL = "a" * 64
 FLIPS = 200

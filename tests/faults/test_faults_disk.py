@@ -12,12 +12,12 @@ import pytest
 import test_sweep_kill
 import torch
 
-from finetune.training.checkpoint import Checkpoint, Checkpoints
 from finetune.errors import EnvironmentProblem
 from finetune.files import require_writable
 from finetune.prefix.store import PrefixStore
 from finetune.results import RecordStore, TrialRecord
 from finetune.sweep.search.storage import StudyStorage
+from finetune.training.checkpoint import Checkpoint, Checkpoints
 
 TRIAL = "a" * 64
 pytestmark = pytest.mark.needs_root

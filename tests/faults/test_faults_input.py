@@ -17,13 +17,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.training.checkpoint import Checkpoints
 from finetune.config import KNOBS, TrialConfig
 from finetune.errors import ConfigError, FinetuneError
 from finetune.models import load_backbone
 from finetune.sweep.spec.schema import load_spec
 from finetune.sweep.spec.yaml_file import parse_yaml
 from finetune.train import parse_argv
+from finetune.training.checkpoint import Checkpoints
 
 HOSTILE = ["../../etc/passwd", "; touch pwned", "$(touch pwned)", "`touch pwned`", "a\nb", "\x1b[31m", "\x00", "\u202e",
            "<script>alert(1)</script>", "!!python/object/apply:os.system ['true']", "%(x)s", "{0.__class__}", "'" * 50,

@@ -4,7 +4,7 @@ import faults_page
 
 
 def test_the_docs_matrix_is_up_to_date():
-    assert faults_page.PAGE.read_text(encoding="utf-8") == faults_page.page(), "run: python tests/support/faults_page.py"
+    assert faults_page.PAGE.read_text(encoding="utf-8") == faults_page.page(), "python tests/support/faults_page.py"
 
 
 def test_every_area_of_the_promise_has_its_rows():

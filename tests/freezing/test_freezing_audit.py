@@ -10,12 +10,12 @@ import torch
 from families import build
 from training import train, trainer_for
 
-from finetune.training import loop
 from finetune.config import TrialConfig
 from finetune.errors import EnvironmentProblem, TrialFailed
 from finetune.freezing import FreezePlan, audit_loss, check_frozen, frozen_digests
-from finetune.models import load_backbone, prepare_backbone
 from finetune.freezing.prepare import reinit_layers
+from finetune.models import load_backbone, prepare_backbone
+from finetune.training import loop
 from finetune.trial import run_trial
 
 FROZEN = "backbone.encoder.layer.1.output.dense.weight"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-DRIVER = Path(__file__).with_name("ranks_driver.py")
+DRIVER = Path(__file__).parents[1] / "support" / "ranks_driver.py"
 PHASED = ["lp_ft:1", "gradual:1", "lisa:2/3", "auto:80"]
 STRATEGIES = ["full", "prefix:2", *PHASED, "lora:2"]
 EPOCHS = 3

@@ -11,7 +11,7 @@ import torch
 from conformance import PAGE, _train_at, conformance, page, refusal, stack_of
 from families import FAMILIES, LAYERS, REFUSED, build
 
-from finetune.models import LayerStack
+from finetune.models.discovery import discover_stack
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -66,7 +66,7 @@ def test_probing_changes_nothing():
     model = build("BERT").train()
     model.embeddings.word_embeddings.weight.requires_grad_(False)
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    LayerStack.discover(model)
+    discover_stack(model)
     assert all(module.training for module in model.modules())
     assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["embeddings.word_embeddings.weight"]
     assert all(p.grad is None for p in model.parameters()) and torch.equal(torch.get_rng_state(), state)

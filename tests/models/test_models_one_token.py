@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.bert.modeling_bert import BertOutput
 
 from finetune.config import TrialConfig
-from finetune.models import LayerStack
+from finetune.models.discovery import discover_stack
 from finetune.models.head import READ, Classifier, Head
 from finetune.models.one_token import cuttable_modules
 from finetune.trial import run_trial
@@ -42,7 +42,7 @@ def pooled_and_gradients(classifier, inputs):
 
 def assert_same(model, pooling, inputs):
     """Returns the share of the last layer's multiplications that is left."""
-    stack = LayerStack.discover(model)
+    stack = discover_stack(model)
     cuttable = cuttable_modules(stack)
     whole, one = classifier_of(model, pooling), classifier_of(copy.deepcopy(model), pooling)
     one.read_one_token(SimpleNamespace(cuttable=cuttable))
@@ -67,7 +67,7 @@ def last_layer_operations(classifier, inputs, path):
 def test_vectors_and_gradients_are_those_of_the_whole_layer(family, side):
     model = build(family)
     model.config.use_cache = False
-    share = assert_same(model, "last" if LayerStack.discover(model).causal else "cls", inputs_of(side))
+    share = assert_same(model, "last" if discover_stack(model).causal else "cls", inputs_of(side))
     assert share == 1 if family in UNCUT else share < 0.9
 
 
@@ -77,7 +77,7 @@ def test_a_pooler_reads_the_first_token():
 
 def test_a_mean_reads_them_all():
     classifier = classifier_of(build("BERT"), "mean")
-    classifier.read_one_token(SimpleNamespace(cuttable=cuttable_modules(LayerStack.discover(classifier.backbone))))
+    classifier.read_one_token(SimpleNamespace(cuttable=cuttable_modules(discover_stack(classifier.backbone))))
     assert classifier.reader is None and set(READ) == {"cls", "last", "pooler"}
 
 
@@ -92,7 +92,7 @@ def test_what_mixes_tokens_after_attention_is_seen():
     """The check can fail: what feeds such a mixture is not cut; the wide part of the feed-forward still is."""
     model = build("BERT")
     model.encoder.layer[-1].output.__class__ = Mixing
-    cuttable = cuttable_modules(LayerStack.discover(model))
+    cuttable = cuttable_modules(discover_stack(model))
     assert cuttable[0] == "encoder.layer.2.intermediate"
     assert 0.5 < assert_same(model, "cls", inputs_of()) < 0.9
 
@@ -102,7 +102,7 @@ def test_keys_are_not_cut_even_where_weights_are_tiny():
     with torch.no_grad():
         for parameter in model.encoder.layer[-1].attention.parameters():
             parameter.mul_(0.1)
-    assert cuttable_modules(LayerStack.discover(model)) == ("encoder.layer.2.attention.output",)
+    assert cuttable_modules(discover_stack(model)) == ("encoder.layer.2.attention.output",)
 
 
 def test_a_whole_trial_with_and_without_reuse_and_checkpointing(tiny_bert_dir, tmp_path):

@@ -7,7 +7,8 @@ import torch
 import transformers as tf
 from conformance import _train_at
 
-from finetune.models import LayerStack, UnsupportedBackbone
+from finetune.models import UnsupportedBackbone
+from finetune.models.discovery import discover_stack
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +69,7 @@ def test_it_works_or_is_refused_with_a_reason(names):
         torch.manual_seed(0)
         model = model_class(config_class(**UNSEEN[names])).eval()
     try:
-        stack = LayerStack.discover(model)
+        stack = discover_stack(model)
     except UnsupportedBackbone as error:
         assert error.reason and str(error).count("\n") == 0 and "; choose " in str(error)
         return

@@ -15,6 +15,7 @@ from finetune.data.encoding.encoding import EncodedSplit
 from finetune.freezing import FreezePlan
 from finetune.freezing.rules import above_depth
 from finetune.models import LayerStack
+from finetune.models.discovery import discover_stack
 from finetune.models.head import Classifier, Head
 from finetune.prefix.budget import PrefixHint, configure
 from finetune.prefix.fill import fill_batches
@@ -40,7 +41,7 @@ def random_split(rows: int = 10, side: str = "right", seed: int = 0) -> Collator
 def classifier_of(family: str, pooling: str = "mean") -> tuple[Classifier, LayerStack]:
     model = build(family)
     model.config.use_cache = False
-    stack = LayerStack.discover(model)
+    stack = discover_stack(model)
     classifier = Classifier(model, Head(stack.width, 8, 2, 0.0, torch.Generator().manual_seed(0)), pooling)
     return classifier, stack.bind(classifier)
 

@@ -1,4 +1,4 @@
-"""What every family has to pass, and the page that says so: `python tests/support/conformance.py` writes docs/backbones.md."""
+"""What every family has to pass, and its page: `python tests/support/conformance.py` writes docs/backbones.md."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from torch import nn
 from training import train, trainer_for
 
 from finetune.models import LayerStack, UnsupportedBackbone
+from finetune.models.discovery import discover_stack
 
-PAGE = Path(__file__).parents[1] / "docs" / "backbones.md"
+PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 INTRODUCTION = """# Backbones
 
 <!-- generated: python tests/support/conformance.py -->
@@ -65,7 +66,7 @@ class Conformance:
 
 @cache
 def stack_of(family: str) -> LayerStack:
-    return LayerStack.discover(build(family))
+    return discover_stack(build(family))
 
 
 @cache
@@ -113,7 +114,7 @@ def _watch_inputs(stack: LayerStack) -> dict[int, list[bool]]:
 
 def refusal(name: str) -> UnsupportedBackbone | None:
     try:
-        LayerStack.discover(build(name))
+        discover_stack(build(name))
     except UnsupportedBackbone as error:
         return error
     return None

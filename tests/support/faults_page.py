@@ -1,4 +1,4 @@
-"""docs/faults.md from the tests: `python tests/support/faults_page.py` writes it. A row is a test marked with `fault`."""
+"""docs/faults.md from the tests: `python tests/support/faults_page.py` writes it. A row: a test marked `fault`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "faults.md"
+PAGE = HERE.parents[1] / "docs" / "faults.md"
 AREAS = ("kill", "sweep", "disk", "memory", "bytes", "numbers", "input")
 
 PROMISE = """# Nothing lost
@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
 
 def rows() -> Iterator[Row]:
-    for path in sorted(HERE.glob("test_*.py")):
+    for path in sorted(HERE.parent.rglob("test_*.py"), key=lambda path: path.name):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for function in ast.walk(tree):
             if isinstance(function, ast.FunctionDef):

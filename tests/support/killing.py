@@ -15,8 +15,8 @@ import psutil
 
 from finetune.config import TrialConfig
 from finetune.errors import FinetuneError
-from finetune.trial.events import Observer
 from finetune.results import RecordStore
+from finetune.trial.events import Observer
 
 HERE = Path(__file__).parent
 _server = multiprocessing.get_context("forkserver")
@@ -97,7 +97,7 @@ class LittleMemory(At):
 def _serve():
     """Python 3.11's server does not know this process's sys.path, and is silent about what it cannot import."""
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in [*map(str, (HERE, HERE.parent)), before] if path)
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in [*map(str, (HERE, HERE.parents[1])), before] if path)
     try:
         forkserver.ensure_running()
     finally:
@@ -110,12 +110,12 @@ def _child(knobs, folder, observer, log, threads):
     import torch
 
     from finetune import trial
-
     from finetune.training import signals
+    from finetune.trial import progress
 
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 2)
-    trial.REPORT_EVERY_SECONDS = -1
+    progress.REPORT_EVERY_SECONDS = -1
     torch.set_num_threads(threads)
     signals.listen()
     try:

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from finetune.training import loop
 from finetune.config import TrialConfig
+from finetune.training import loop
 from finetune.trial import run_trial
 
 

@@ -11,9 +11,9 @@ from unittest.mock import patch
 import numpy as np
 
 from finetune.config import TrialConfig
-from finetune.training.evaluation import compute_metrics
 from finetune.files import digest_of
 from finetune.results import RecordStore, TrialRecord
+from finetune.training.evaluation import compute_metrics
 
 LAYERS = 6
 NAMES = {"classification": ("negative", "positive"), "multilabel": ("toxic", "rude", "spam"), "regression": None}

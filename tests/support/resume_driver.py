@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from finetune import trial
-
-from finetune.training import signals
 from finetune.config import TrialConfig
 from finetune.errors import Interrupted
-from finetune.trial.events import Observer
 from finetune.results import RecordStore
+from finetune.training import signals
+from finetune.trial import progress
+from finetune.trial.events import Observer
 
 
 class Stop(Observer):
@@ -40,7 +40,7 @@ def run(knobs, folder, step=None):
 
 def main(folder: Path, knobs: dict, step: int) -> None:
     torch.set_num_threads(1)
-    trial.REPORT_EVERY_SECONDS = -1
+    progress.REPORT_EVERY_SECONDS = -1
     run(knobs, folder / "whole")
     try:
         run(knobs, folder / "stopped", step)

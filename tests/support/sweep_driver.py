@@ -7,10 +7,10 @@ from pathlib import Path
 import yaml
 
 from finetune.errors import FinetuneError
-from finetune.sweep.view.live import PlainView
 from finetune.sweep.plan import SweepOptions
 from finetune.sweep.runner import run_sweep
 from finetune.sweep.spec.schema import parse_spec
+from finetune.sweep.view.live import PlainView
 
 
 def main() -> int:

@@ -24,8 +24,8 @@ import numpy as np
 from finetune.config import TrialConfig
 from finetune.errors import ConfigError, DataError, Problem
 from finetune.files import digest_of
-from finetune.trial.events import Observer
 from finetune.results import TrialRecord
+from finetune.trial.events import Observer
 
 LAYERS = 4
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-DATA = Path(__file__).parents[1] / "finetune" / "data" / "rotten_tomatoes_mini"
+DATA = Path(__file__).parents[2] / "finetune" / "data" / "rotten_tomatoes_mini"
 
 
 def bundled_texts(rows: int = 500) -> list[str]:

@@ -15,9 +15,10 @@ from finetune.config import TrialConfig
 from finetune.data.encoding.batches import Collator
 from finetune.data.encoding.encoding import EncodedSplit
 from finetune.freezing import resolve_strategy
-from finetune.training.loop import Trainer
 from finetune.models import LayerStack, checkpoint_layers, chosen_pooling, strip_unused_pooler
+from finetune.models.discovery import discover_stack
 from finetune.models.head import Classifier, Head
+from finetune.training.loop import Trainer
 
 
 def rows(count: int, vocabulary: int, seed: int = 0) -> Collator:
@@ -35,7 +36,7 @@ def trainer_for(model: nn.Module, stack: LayerStack | None = None, *, count: int
         "num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "head_learning_rate": 1e-2,
         "weight_decay": 0.5, "warmup_ratio": 0.0, "prefix_cache": False, **knobs})
     strip_unused_pooler(model, config.pooling or "mean")
-    stack = LayerStack.discover(model) if stack is None else stack.rebind(model)
+    stack = discover_stack(model) if stack is None else stack.rebind(model)
     strategy = resolve_strategy(config, stack.num_layers)
     stack = strategy.adapt(stack, config.seed)
     head = Head(stack.width, 0, 2, config.head_dropout, torch.Generator().manual_seed(config.seed))

@@ -18,7 +18,7 @@ import yaml
 from wandb_server import API_KEY, Run, WandbServer
 
 BIN = Path(sys.executable).parent
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DIRECT = ["${env}", "${interpreter}", "-m", "finetune.train", "${args}"]
 LAUNCHED = ["accelerate", "launch", "--num_cpu_threads_per_process", "1", "-m", "finetune.train", "${args}"]
 PATIENCE = 280.0  # seconds for anything that has to happen: the machine may be busy

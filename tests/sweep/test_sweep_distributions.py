@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from finetune.sweep.spec.distributions import grid_size, grid_values, quantile
 from finetune.sweep.search.hyperband import brackets, should_stop
+from finetune.sweep.spec.distributions import grid_size, grid_values, quantile
 from finetune.sweep.spec.schema import Hyperband
 
 U = [0.001, 0.1, 0.25, 0.5, 0.77, 0.999]

@@ -7,10 +7,10 @@ import pytest
 
 from finetune.errors import ConfigError
 from finetune.sweep.estimate import dry_run
-from finetune.sweep.view.live import PlainView
 from finetune.sweep.plan import SweepOptions
 from finetune.sweep.spec.points import grid_points
 from finetune.sweep.spec.schema import parse_spec
+from finetune.sweep.view.live import PlainView
 from finetune.train import train
 
 

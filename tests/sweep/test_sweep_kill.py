@@ -13,10 +13,10 @@ import pytest
 
 from finetune.results import RecordStore
 from finetune.sweep.search.search import Search
-from finetune.sweep.spec.schema import parse_spec
 from finetune.sweep.search.storage import StudyStorage
+from finetune.sweep.spec.schema import parse_spec
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "support"
 TRIALS = 12
 GRID = {"method": "grid", "metric": {"name": "validation/accuracy", "goal": "maximize"}, "parameters": {
     "dataset_name": {"value": "toy?seconds=0.15"}, "num_train_epochs": {"value": 2},

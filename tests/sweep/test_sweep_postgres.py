@@ -18,7 +18,7 @@ import pytest
 
 from finetune.results import RecordStore
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "support"
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) if Path("/usr/lib/postgresql").is_dir() else []
 GRACE = 3.0
 TRIALS = 12

@@ -12,19 +12,19 @@ from pathlib import Path
 import psutil
 import pytest
 
+from finetune.commands.status import state_of, text_of
+from finetune.commands.sweep import closing
 from finetune.errors import ConfigError, DataError, EnvironmentProblem
 from finetune.results import RecordStore
-from finetune.sweep.view.board import Board, duration, label_of
-from finetune.commands.sweep import closing
-from finetune.sweep.view.live import PlainView, RichView
 from finetune.sweep.plan import SweepOptions
-from finetune.sweep.workers.pool import Machine, visible_gpus
 from finetune.sweep.runner import run_sweep
 from finetune.sweep.spec.schema import parse_spec
-from finetune.commands.status import state_of, text_of
+from finetune.sweep.view.board import Board, duration, label_of
+from finetune.sweep.view.live import PlainView, RichView
+from finetune.sweep.workers.pool import Machine, visible_gpus
 
 METRIC = {"name": "validation/accuracy", "goal": "maximize"}
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "support"
 
 
 def grid(data="toy", **changes):

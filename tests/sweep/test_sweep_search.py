@@ -6,10 +6,10 @@ import pytest
 from optuna.trial import TrialState
 
 from finetune.errors import ConfigError, EnvironmentProblem
-from finetune.sweep.spec.points import grid_points, random_points
 from finetune.sweep.search.search import Candidate, Outcome, Search
-from finetune.sweep.spec.schema import parse_spec
 from finetune.sweep.search.storage import STUDY_FILE, StudyStorage, check_url
+from finetune.sweep.spec.points import grid_points, random_points
+from finetune.sweep.spec.schema import parse_spec
 
 GRID = {"method": "grid", "metric": {"name": "validation/accuracy", "goal": "maximize"}, "parameters": {
     "freeze_depth": {"values": [0, 2, 4]}, "seed": {"values": [1, 2]}, "text_column": {"values": ["a", ["a", "b"]]}}}

@@ -13,7 +13,7 @@ from finetune.errors import ConfigError
 from finetune.sweep.spec.parameters import SCHEMA
 from finetune.sweep.spec.schema import METHODS, parse_spec
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "support"
 SWEEPS = sorted((HERE.parent / "sweeps").glob("*.yaml"))
 METRIC = {"name": "validation/accuracy", "goal": "maximize"}
 RANGES = {"uniform": (0.0, 1.0), "int_uniform": (1, 4), "q_uniform": (0, 4), "log_uniform": (-3.0, 0.0),

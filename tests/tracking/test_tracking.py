@@ -11,12 +11,12 @@ from analysis.load.from_wandb import _missing, parse_source
 from analysis.load.records import Loaded, Trial
 from finetune.config import TrialConfig
 from finetune.errors import ConfigError
-from finetune.tracking.launch import agreed_knobs, sweep_parameters
-from finetune.trial.events import Observer
 from finetune.results import TrialRecord
+from finetune.tracking.launch import agreed_knobs, sweep_parameters
 from finetune.tracking.mirror import config_of, flatten, nest, record_of, row_of, run_name, summary_of, tags
 from finetune.train import parse_argv
 from finetune.trial import run_trial
+from finetune.trial.events import Observer
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from finetune.results import RecordStore
 from finetune.trial import run_trial
 
 pytestmark = pytest.mark.timeout(600)
-SWEEPS = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
+SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 
 
 @pytest.fixture

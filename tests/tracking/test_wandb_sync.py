@@ -9,8 +9,8 @@ import sys
 import pytest
 from wandb_stage import keys_in, stage
 
-from finetune.results import RecordStore
 from finetune.commands.sync import nested
+from finetune.results import RecordStore
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import killing
 import pytest
 
+DRIVER = Path(__file__).parents[1] / "support" / "resume_driver.py"
+
 VARIANTS = {
     "prefix": {"freeze_depth": 2},
     "accumulation": {"freeze_depth": 0, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
@@ -149,7 +151,7 @@ def test_two_ranks_stop_together_and_go_on(tmp_path, knobs, reuse):
     knobs = {**knobs, "freeze_depth": 2, "per_device_train_batch_size": 4, "checkpointing_steps": None,
              "prefix_cache": reuse}
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-                           str(Path(__file__).with_name("resume_driver.py")), str(tmp_path), json.dumps(knobs), "8"],
+                           str(DRIVER), str(tmp_path), json.dumps(knobs), "8"],
                           capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(list(tmp_path.glob("interrupted.*"))) == 2

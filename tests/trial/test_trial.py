@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.training import signals
 from finetune.config import TrialConfig
 from finetune.errors import ConfigError, Interrupted
 from finetune.models.head import Classifier, Head
-from finetune.trial.events import Observer
+from finetune.training import signals
 from finetune.trial import resolve_trial, run_trial
+from finetune.trial.events import Observer
 
 LAYERS = 4
 
@@ -190,7 +190,7 @@ class Interrupt(Observer):
 
 @pytest.fixture
 def stepwise(monkeypatch):
-    monkeypatch.setattr("finetune.trial.REPORT_EVERY_SECONDS", -1)
+    monkeypatch.setattr("finetune.trial.progress.REPORT_EVERY_SECONDS", -1)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signals.listen()
     yield

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from finetune.config import TrialConfig
 from finetune.commands.views.datasets import table
+from finetune.config import TrialConfig
 from finetune.freezing import Moment, resolve_strategy
 from finetune.freezing.plan import FreezePlan
+from finetune.freezing.prepare import prepare_backbone
 from finetune.freezing.strategies import Strategy
 from finetune.models.backbone import load_backbone
 from finetune.models.head import Classifier, Head
 from finetune.models.layers import LayerStack
 from finetune.models.poolers import chosen_pooling
-from finetune.freezing.prepare import prepare_backbone
 
 ANY_OUTPUTS = 2  # the head's outputs where no data set says how many
 

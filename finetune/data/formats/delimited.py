@@ -8,8 +8,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from finetune.data.schema.columns import usual_name
 from finetune.data.formats.table import Table
+from finetune.data.schema.columns import usual_name
 from finetune.errors import DataError
 
 _SEPARATOR_LINE = re.compile(r"sep=([,;|\t])")  # what Excel writes above the header

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from finetune.data.splits.split_names import meaning_of
 from finetune.data.formats.table import Table
+from finetune.data.splits.split_names import meaning_of
 from finetune.errors import DataError, shown
 
 DEPTH = 4  # objects inside objects that are looked into

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.schema.columns import Columns, require_columns
 from finetune.data.formats.decoding import broken_bytes, clean
-from finetune.data.schema.labels import LabelSpace, RawLabel, class_name, encode_labels, is_missing
 from finetune.data.formats.table import Table
+from finetune.data.schema.columns import Columns, require_columns
+from finetune.data.schema.labels import LabelSpace, RawLabel, class_name, encode_labels, is_missing
 from finetune.data.task_data import RejectedRow, Split
 from finetune.errors import DataError, shown
 

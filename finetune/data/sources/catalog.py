@@ -15,7 +15,7 @@ _LOADERS = {"csv", "json", "parquet", "text", "arrow", "generator", "sql", "xml"
 
 
 def bundled_folder(name: str) -> Path:
-    return Path(__file__).parent / name
+    return Path(__file__).parents[1] / name
 
 
 def listing() -> list[dict[str, Any]]:

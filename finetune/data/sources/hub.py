@@ -12,12 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from finetune.data.formats.table import Table
 from finetune.data.sources import glue
 from finetune.data.sources.catalog import BUNDLED, cached_datasets, snapshot_folder
-from finetune.display import plain
 from finetune.data.sources.source import Source
 from finetune.data.splits.split_names import choose_splits
-from finetune.data.formats.table import Table
+from finetune.display import plain
 from finetune.errors import DataError, EnvironmentProblem, did_you_mean, shown
 
 CONNECT_SECONDS = 4.0

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.data.sources import glue
-from finetune.display import plain
 from finetune.data.formats.jsonfile import WHOLE
 from finetune.data.formats.readers import SUFFIXES, is_data_file, read_file
+from finetune.data.formats.table import Table
+from finetune.data.sources import glue
 from finetune.data.sources.source import Source
 from finetune.data.splits.split_names import EXACT, choose_splits, meaning_of, missing_parts, without_shard
-from finetune.data.formats.table import Table
+from finetune.display import plain
 from finetune.errors import DataError, did_you_mean, shown
 
 INFO_FILES = {"info.json", "dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"}

@@ -21,9 +21,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from finetune.files import digest_of
 from finetune.sweep.search.hyperband import should_stop
+from finetune.sweep.search.storage import StudyStorage
 from finetune.sweep.spec.points import draw, searched_parameters, values_at
 from finetune.sweep.spec.schema import SweepSpec
-from finetune.sweep.search.storage import StudyStorage
 
 STARTUP_POINTS = 10  # bayes: random draws before the Gaussian process has something to learn from
 _LIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)

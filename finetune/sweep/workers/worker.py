@@ -27,13 +27,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from finetune.training import signals
 from finetune.config import TrialConfig
 from finetune.errors import ConfigError, FinetuneError, Interrupted
-from finetune.trial.events import Observer, Observers, Verdict
 from finetune.prefix.budget import configure
 from finetune.results import TrialRecord
 from finetune.tracking import open_tracker, speak_through
+from finetune.training import signals
+from finetune.trial.events import Observer, Observers, Verdict
 
 _PR_SET_PDEATHSIG = 1
 WORTH_COLLECTING = 3.0  # seconds of a trial; collecting takes a tenth of that

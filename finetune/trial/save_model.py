@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from finetune.errors import EnvironmentProblem
 from finetune.models.head import Classifier
@@ -11,12 +11,10 @@ from finetune.models.poolers import chosen_pooling
 from finetune.results import TrialRecord
 from finetune.saving.manifest import Base, HeadShape, KeptModel
 from finetune.saving.write import room_for_delta, save_delta, save_full
-
-if TYPE_CHECKING:
-    from finetune.trial import ResolvedTrial
+from finetune.trial.resolve import ResolvedTrial
 
 
-def keep_model(resolved: ResolvedTrial, classifier: Classifier, record: TrialRecord, target: Path) -> dict[str, Any]:
+def save_model(resolved: ResolvedTrial, classifier: Classifier, record: TrialRecord, target: Path) -> dict[str, Any]:
     """Write the classifier as it stands to `target` -> what the record says: kind, folder, bytes, or why not.
 
     A delta is a by-product: a disk that is full does not fail the trial. Raises EnvironmentProblem when a whole model,

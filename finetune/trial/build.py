@@ -1,0 +1,93 @@
+"""What a trial trains, built from its parts: classifier, encoded rows, and the proof that what is frozen stays out."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from finetune.data import EncodedSplit, Split, encode_split, padding_id
+from finetune.data.encoding.batches import Collator, to_device
+from finetune.data.targets import balanced_weights, target_units
+from finetune.freezing import AuditReport, FreezePlan, audit_loss
+from finetune.freezing.prepare import checkpoint_layers, prepare_backbone
+from finetune.models import LayerStack, chosen_pooling
+from finetune.models.head import Classifier, Head
+from finetune.prefix.reuse import PrefixReuse
+from finetune.randomness import stream_seed
+from finetune.training.loop import Trainer, per_example_loss
+from finetune.trial.memo import Memo
+from finetune.trial.resolve import ResolvedTrial
+from finetune.trial.state import TrialRun
+
+AUDIT_ROWS = 4
+# With what trains, this decides where a backward pass goes. Not the seed, not the rates.
+AUDITED_BY = ("strategy", "freeze_depth", "pooling", "head_size", "reinit_layers", "gradient_checkpointing",
+              "mixed_precision", "max_length", "attn_implementation")
+_encodings_memo, _audits_memo = Memo(12), Memo(32)
+
+
+def build_trainer(run: TrialRun) -> Trainer:
+    """The model and its training, before the first step; on the accelerator's device."""
+    resolved, config, accelerator = run.resolved, run.resolved.config, run.accelerator
+    classifier, stack = build_classifier(resolved)
+    classifier.to(accelerator.device)
+    prefix = PrefixReuse(classifier, stack, resolved.prefix, list(run.splits.values()), accelerator.autocast,
+                         enabled=config.prefix_cache, recomputes=config.gradient_checkpointing,
+                         progress=run.progress.filling)
+    return Trainer(config, accelerator, classifier, stack, resolved.strategy, run.splits["train"], resolved.data.task,
+                   _class_weights(resolved, accelerator.device), prefix, said=run.observer.said)
+
+
+def _class_weights(resolved: ResolvedTrial, device: torch.device) -> torch.Tensor | None:
+    if resolved.config.class_weights == "none":
+        return None
+    return torch.tensor(balanced_weights(resolved.data), dtype=torch.float32, device=device)
+
+
+def build_classifier(resolved: ResolvedTrial) -> tuple[Classifier, LayerStack]:
+    """A fresh backbone, changed as the configuration asks, with its head; and its parts, bound to it."""
+    config = resolved.config
+    stack = prepare_backbone(resolved.backbone, config, resolved.strategy)
+    generator = torch.Generator().manual_seed(stream_seed(config.seed, "head"))
+    head = Head(stack.width, config.head_size, resolved.data.num_outputs, config.head_dropout, generator,
+                target_units(resolved.data))
+    if config.gradient_checkpointing:
+        checkpoint_layers(stack.model)
+    classifier = Classifier(stack.model, head, chosen_pooling(config.pooling, stack))
+    if not config.gradient_checkpointing:  # there layers run again, when nobody says which token is read
+        classifier.read_one_token(resolved.backbone)
+    return classifier, stack.bind(classifier)
+
+
+def encode_splits(resolved: ResolvedTrial) -> dict[str, Collator]:
+    tokenizer = resolved.backbone.tokenizer
+
+    def encoded(split: Split) -> EncodedSplit:
+        return _encodings_memo.get((split, tokenizer), resolved.max_length,
+                                   lambda: encode_split(split, tokenizer, resolved.max_length))
+
+    return {name: Collator(encoded(split), padding_id(tokenizer), resolved.backbone.padding_side)
+            for name, split in resolved.data.splits.items()}
+
+
+def audit(classifier: Classifier, plan: FreezePlan, stack: LayerStack, train: Collator, task: str) -> AuditReport:
+    """One forward and backward on real rows. Raises TrialFailed("leak", …) when a gradient reaches a frozen parameter.
+
+    In eval mode: nothing random is drawn, so that training starts from the same state with and without it.
+    """
+    classifier.eval()
+    device = next(classifier.parameters()).device
+    rows = np.arange(min(AUDIT_ROWS, len(train.encoded)))
+    logits = classifier(**to_device(train(rows), device))
+    loss = per_example_loss(task, logits, train.labels(rows).to(device)).mean()
+    return audit_loss(loss, classifier, plan, stack)
+
+
+def audited(run: TrialRun) -> AuditReport:
+    """Once per process for what decides where gradients go; the first training step of every trial is audited too."""
+    resolved, trainer, data = run.resolved, run.trainer, run.resolved.data
+    deciding = (resolved.backbone.digest, trainer.plan.trainable, data.task, data.num_outputs,
+                *(resolved.config.get(name) for name in AUDITED_BY))
+    # By the model's digest: keeping the backbone itself would hold every model of a sweep over many.
+    return _audits_memo.get((), deciding, lambda: audit(
+        trainer.classifier, trainer.plan, trainer.stack, run.splits["train"], data.task))
