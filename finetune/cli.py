@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     "export": ("finetune.commands.export", "write a trial's whole model, as transformers loads it"),
     "cache": ("finetune.commands.cache", "show or clear what is kept to be reused: activations of frozen layers"),
     "data": ("finetune.commands.data", "list and inspect data sets"),
+    "probe": ("finetune.commands.probe", "what a linear probe on every frozen depth reaches, for a sweep's report"),
     "doctor": ("finetune.commands.doctor", "check this machine, an output directory and the cache, and say what to do"),
     "new": ("finetune.commands.new", "write a sweep file by answering questions"),
     "sync": ("finetune.commands.sync", "bring an offline sweep to W&B"),

@@ -5,18 +5,16 @@ The names are those of transformers' `run_glue_no_trainer.py` where it has one.
 
 from __future__ import annotations
 
-import ast
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticUndefined
 
 from finetune.errors import ConfigError, Problem, did_you_mean
+from finetune.values import as_mapping, decode, options_of
 
 # Why a knob is part of the trial_id, or not:
 RESULT = "yes"  # it decides the result
@@ -281,7 +279,7 @@ def _allowed(annotation: Any, metadata: list[Any]) -> str:
     """The range of a knob in words, e.g. 'an integer >= 0 or None'."""
     kinds = {int: "an integer", float: "a number", str: "text", bool: "True or False"}
     words, optional = [], False
-    for option in _options(annotation):
+    for option in options_of(annotation):
         if option is type(None):
             optional = True
         elif typing.get_origin(option) is Literal:
@@ -290,7 +288,7 @@ def _allowed(annotation: Any, metadata: list[Any]) -> str:
             words.append("a list of names")
         else:
             words.append(kinds[option])
-    if {int, float} <= set(_options(annotation)):  # validation_size and its like
+    if {int, float} <= set(options_of(annotation)):  # validation_size and its like
         return "a count (an integer >= 1) or a share (above 0 and below 1)" + (" or None" if optional else "")
     symbols = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     limits = [f"{symbols[key]} {value}" for item in metadata for key, value in _limits(item) if key in symbols]
@@ -300,11 +298,6 @@ def _allowed(annotation: Any, metadata: list[Any]) -> str:
 
 def _limits(item: Any) -> list[tuple[str, Any]]:
     return [(key, getattr(item, key)) for key in ("ge", "gt", "le", "lt") if getattr(item, key, None) is not None]
-
-
-def _options(annotation: Any) -> tuple[Any, ...]:
-    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    return typing.get_args(annotation) if is_union else (annotation,)
 
 
 KNOBS: dict[str, Knob] = {entry.name: entry for entry in _walk(TrialConfig)}
@@ -318,7 +311,7 @@ def unfold(raw: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], li
     for key, value in raw.items():
         name = f"{prefix}{key}"
         if name in groups:
-            nested = _as_mapping(value)
+            nested = as_mapping(value)
             if nested is None:
                 problems.append(Problem(name, value, "allowed: a mapping of "
                                         + ", ".join(k for k in KNOBS if k.startswith(name + "."))))
@@ -334,122 +327,11 @@ def unfold(raw: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], li
     return flat, problems
 
 
-def _as_mapping(value: Any) -> Mapping[str, Any] | None:
-    """W&B sends a nested parameter as Python's repr: --optimizer={'beta2': 0.98}."""
-    if isinstance(value, str):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return None
-    if not isinstance(value, Mapping):
-        return None
-    return {str(key): inner for key, inner in value.items()}
-
-
 def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
     *groups, name = dotted.split(".")
     for group in groups:
         values = values.setdefault(group, {})
     values[name] = value
-
-
-def decode(value: Any, annotation: Any) -> Any:
-    """A YAML or argv value as the knob's type: 4, "4" and "4.0" are one integer; "None" is None.
-
-    Raises ValueError, saying what is wrong, when no reading fits.
-    """
-    options = _options(annotation)
-    if value is None or (isinstance(value, str) and value.strip() in {"None", "null", "~"}):
-        if type(None) in options:
-            return None
-        raise ValueError("must not be None")
-    complaint = "wrong type"
-    for option in options:
-        if option is type(None):
-            continue
-        try:
-            return _decode_one(value, option)
-        except ValueError as error:
-            complaint = str(error)
-    raise ValueError(complaint)
-
-
-def _decode_one(value: Any, option: Any) -> Any:
-    origin = typing.get_origin(option)
-    if origin is Literal:
-        return _decode_choice(value, typing.get_args(option))
-    if origin is list:
-        return _decode_list(value)
-    return {bool: _decode_bool, int: _decode_int, float: _decode_float, str: _decode_text}[option](value)
-
-
-def _decode_choice(value: Any, choices: tuple[str, ...]) -> str:
-    # YAML 1.1 reads a bare `no` as False, and W&B's agent writes that as "False"; the user wrote "no".
-    text = "no" if (value is False or value == "False") and "no" in choices else value
-    if not isinstance(text, str) or text not in choices:
-        raise ValueError("not one of the choices" + did_you_mean(str(value), choices))
-    return text
-
-
-def _decode_list(value: Any) -> list[str]:
-    if isinstance(value, str) and value.strip().startswith("["):
-        try:
-            value = ast.literal_eval(value.strip())  # as W&B's agent writes a list
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            value = _flow_list(value)
-    if not isinstance(value, list | tuple) or not value or not all(isinstance(item, str) for item in value):
-        raise ValueError("not a list of names")
-    return list(value)
-
-
-def _flow_list(text: str) -> Any:
-    """YAML's own way without quotes: [fun, sad]."""
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError("not a list, which is written ['a', 'b']") from error
-
-
-def _decode_bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.strip().lower() in {"true", "false"}:
-        return value.strip().lower() == "true"
-    raise ValueError("not True or False")
-
-
-def _decode_int(value: Any) -> int:
-    number = _decode_float(value)
-    if not number.is_integer() or abs(number) > 2**53:
-        raise ValueError("not an integer")
-    return int(number)
-
-
-def _decode_float(value: Any) -> float:
-    if isinstance(value, list | tuple):
-        raise ValueError("a list, not a number (a sweep writes a list as `values`)")
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError("not a number")
-    if isinstance(value, str) and "_" in value:
-        raise ValueError("not a number")
-    try:
-        number = float(value)
-    except (ValueError, OverflowError) as error:
-        raise ValueError("not a number") from error
-    if number != number or number in (float("inf"), float("-inf")):
-        raise ValueError("not a finite number")
-    return number
-
-
-def _decode_text(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError("not text")
-    text = str(value)
-    if text.strip().startswith("["):
-        raise ValueError("a list, not text")
-    if any(ord(character) < 32 or ord(character) == 127 for character in text):
-        raise ValueError("control characters in text")
-    return text
 
 
 def _cross_field_problems(values: Mapping[str, Any]) -> list[Problem]:
@@ -474,28 +356,3 @@ def _problem_from_pydantic(entry: Mapping[str, Any]) -> Problem:
 
 
 _NAME_PARTS = {part for name in KNOBS for part in name.split(".")}
-
-
-def knob_help(width: int = 100) -> str:
-    """Every knob with its doc, unit, range and default, grouped; for --help."""
-    import textwrap
-
-    lines = []
-    for group in dict.fromkeys(entry.group for entry in KNOBS.values()):
-        lines.append(f"\n{group}:")
-        for entry in (e for e in KNOBS.values() if e.group == group):
-            unit = f" [{entry.unit}]" if entry.unit else ""
-            text = f"{entry.doc}{unit}. {entry.allowed}; default: {entry.default}"
-            lines.append(f"  --{entry.name}")
-            lines += textwrap.wrap(text, width, initial_indent="        ", subsequent_indent="        ")
-    return "\n".join(lines)
-
-
-def knob_table() -> str:
-    """The docs' table in Markdown: knob, what it does, range, default, whether it is in the trial_id."""
-    rows = ["| knob | what it does | allowed | default | in the trial_id |", "|---|---|---|---|---|"]
-    for entry in KNOBS.values():
-        unit = f" ({entry.unit})" if entry.unit else ""
-        cells = [f"`{entry.name}`", entry.doc + unit, entry.allowed, f"`{entry.default}`", entry.in_trial_id]
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(rows) + "\n"

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from finetune.config import KNOBS, TrialConfig, decode, knob_help
+from finetune.commands.knobs import knob_help
+from finetune.config import KNOBS, TrialConfig
 from finetune.display import plain
 from finetune.errors import EXIT_CODES, ConfigError, EnvironmentProblem, FinetuneError
 from finetune.files import FileLock, require_writable
@@ -24,6 +25,7 @@ from finetune.tracking.launch import agreed, agreed_knobs, end_with_launcher
 from finetune.training import signals
 from finetune.training.processes import is_main_process, process_count
 from finetune.trial.events import Observer, Observers
+from finetune.values import decode
 
 FLAGS = {"--force": "train even when a complete record exists", "--json": "print the record as JSON on stdout"}
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune.config import KNOBS, NEVER, TrialConfig, knob_help, knob_table
+from finetune.commands.knobs import knob_help, knob_table
+from finetune.config import KNOBS, NEVER, TrialConfig
 from finetune.errors import ConfigError
 from finetune.train import parse_argv
 

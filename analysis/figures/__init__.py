@@ -1,1 +1,1 @@
-""" """
+"""Pictures: computed first, then drawn."""

@@ -1,1 +1,1 @@
-""" """
+"""Records and predictions -> trials, grouped and chosen on validation."""

@@ -21,11 +21,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from analysis.load.records import Loaded, SweepPlan, flatten, load_directory
-from finetune.config import KNOBS, decode
+from finetune.config import KNOBS
 from finetune.errors import ConfigError, EnvironmentProblem, Problem
 from finetune.files import atomic_write, cache_root
 from finetune.results import CorruptRecord, RecordStore
 from finetune.tracking.mirror import TRIAL, record_of
+from finetune.values import decode
 
 PREFIX = "wandb:"
 INDEX = "index.json"

@@ -1,1 +1,1 @@
-""" """
+"""The report's files: page, summary, tables."""

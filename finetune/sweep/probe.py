@@ -7,7 +7,6 @@ fitted on the training rows and measured on validation rows; the test split is n
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 from collections.abc import Sequence
@@ -116,19 +115,3 @@ def probe_directory(folder: Path) -> dict[str, Any]:
     content = layer_probe(configs[0])
     atomic_write(folder / PROBE_FILE, json.dumps(content, indent=1) + "\n", "the layer probe")
     return content
-
-
-def main() -> int:
-    from finetune.errors import FinetuneError
-
-    parser = argparse.ArgumentParser(prog="python -m finetune.sweep.probe", description=__doc__, allow_abbrev=False)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a sweep's output directory")
-    try:
-        print(json.dumps(probe_directory(parser.parse_args().folder)))
-    except FinetuneError as error:
-        parser.exit(error.exit_code, f"{parser.prog}: {error}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

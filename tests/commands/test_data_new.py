@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from finetune.cli import main
-from finetune.commands.new import default_depths
 from finetune.config import TrialConfig
 from finetune.data.load import clear_memory
+from finetune.sweep.spec.draft import default_depths
 
 
 @pytest.fixture(autouse=True)

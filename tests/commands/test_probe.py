@@ -79,7 +79,7 @@ def test_the_command_writes_what_the_report_reads(config, tmp_path):
     folder = tmp_path / "run"
     outcome = run_trial(config)
     RecordStore(folder).publish(outcome.record, outcome.predictions)
-    done = subprocess.run([sys.executable, "-m", "finetune.sweep.probe", str(folder)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "finetune", "probe", str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     content = json.loads((folder / "probe.json").read_text())
     assert content == json.loads(done.stdout) == layer_probe(config)
@@ -87,6 +87,6 @@ def test_the_command_writes_what_the_report_reads(config, tmp_path):
     from analysis.load.records import read_probe
 
     assert read_probe(folder / "probe.json")[0]["points"] == content["points"]
-    missing = subprocess.run([sys.executable, "-m", "finetune.sweep.probe", str(tmp_path / "no")], capture_output=True,
+    missing = subprocess.run([sys.executable, "-m", "finetune", "probe", str(tmp_path / "no")], capture_output=True,
                              text=True)
     assert missing.returncode == 2 and "no complete trial" in missing.stderr

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from tiny import save_tiny_bert
 
 from finetune.cli import main
-from finetune.commands.predict import described, predict, read_texts
 from finetune.config import TrialConfig
 from finetune.data import load_task_data
 from finetune.errors import EnvironmentProblem
 from finetune.results import RecordStore
 from finetune.saving.manifest import KeptModel, find_kept
+from finetune.saving.predict import described, predict, read_texts
 from finetune.saving.read import load_kept
 from finetune.trial import run_trial
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from finetune.commands.status import state_of, text_of
 from finetune.commands.sweep import closing
 from finetune.errors import ConfigError, DataError, EnvironmentProblem
 from finetune.results import RecordStore
@@ -21,6 +20,7 @@ from finetune.sweep.runner import run_sweep
 from finetune.sweep.spec.schema import parse_spec
 from finetune.sweep.view.board import Board, duration, label_of
 from finetune.sweep.view.live import PlainView, RichView
+from finetune.sweep.view.status import state_of, text_of
 from finetune.sweep.workers.pool import Machine, visible_gpus
 
 METRIC = {"name": "validation/accuracy", "goal": "maximize"}

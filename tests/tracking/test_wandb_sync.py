@@ -9,8 +9,8 @@ import sys
 import pytest
 from wandb_stage import keys_in, stage
 
-from finetune.commands.sync import nested
 from finetune.results import RecordStore
+from finetune.tracking.sync import nested
 
 pytestmark = pytest.mark.timeout(900)
 

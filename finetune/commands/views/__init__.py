@@ -1,1 +1,1 @@
-""" """
+"""What commands show: tables and questions on a terminal."""

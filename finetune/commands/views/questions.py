@@ -120,7 +120,7 @@ def _model(answers: Mapping[str, Any]) -> str:
 
 
 def _depths(answers: Mapping[str, Any]) -> str:
-    from finetune.commands.new import default_depths, layer_count
+    from finetune.sweep.spec.draft import default_depths, layer_count
 
     layers = layer_count(answers["model_name_or_path"])
     default = "" if layers is None else str(default_depths(answers["model_name_or_path"]))
@@ -129,13 +129,13 @@ def _depths(answers: Mapping[str, Any]) -> str:
 
 
 def _seeds(answers: Mapping[str, Any]) -> str:
-    from finetune.commands.new import DEFAULT_SEEDS
+    from finetune.sweep.spec.draft import DEFAULT_SEEDS
 
     return _line("Seeds (five or more give a verdict):", str(DEFAULT_SEEDS))
 
 
 def _name(answers: Mapping[str, Any]) -> str:
-    from finetune.commands.new import default_name
+    from finetune.sweep.spec.draft import default_name
 
     return _line("Name of the sweep:", default_name(answers))
 

@@ -1,1 +1,1 @@
-""" """
+"""Texts -> token ids, kept on disk, in batches."""

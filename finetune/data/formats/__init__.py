@@ -1,1 +1,1 @@
-""" """
+"""Data files of any known format -> tables of rows."""

@@ -1,1 +1,1 @@
-""" """
+"""W&B's sweep YAML: file, schema, parameters, distributions, points."""

@@ -1,1 +1,1 @@
-""" """
+"""What a sweep looks like while it runs and afterwards."""

@@ -1,1 +1,1 @@
-""" """
+"""Warm processes that train."""

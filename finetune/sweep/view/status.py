@@ -1,0 +1,98 @@
+"""How far a sweep is, from its records and from what its coordinator last wrote."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import ConfigError
+
+FRESH = 30.0  # seconds; a coordinator writes every two
+_SHOWN_FAILURES = 20
+
+
+def state_of(output_dir: Path) -> dict[str, Any]:
+    """Everything known about a sweep. Raises ConfigError when there is none in the directory."""
+    from finetune.results import CorruptRecord, RecordStore
+
+    plan, live = _read(output_dir / "sweep.json"), _read(output_dir / "status.json")
+    store = RecordStore(output_dir)
+    ids = store.trial_ids()
+    if plan is None and not ids:
+        if (output_dir / "study.db").exists() or (output_dir / "logs").exists():
+            raise ConfigError(f"{output_dir}: a sweep was stopped here before its first trial; the same "
+                              "`finetune sweep` command starts it")
+        raise ConfigError(f"{output_dir}: no sweep here (neither sweep.json nor trials/)")
+    plan = plan or {}
+    asked = [trial_id for phase in plan.get("trials", {}).values() for trial_id in phase]
+    states: Counter[str] = Counter()
+    failures = []
+    for trial_id in ids if plan.get("open_ended") or not asked else [i for i in asked if i in set(ids)]:
+        try:
+            record = store.load(trial_id)
+        except CorruptRecord as error:
+            states["damaged"] += 1
+            failures.append({"trial": trial_id[:12], "reason": str(error)})
+            continue
+        if record is not None:
+            states[record.state] += 1
+            if record.state == "failed":
+                failures.append({"trial": _label(record.config, plan), "reason": _reason(record.error)})
+    return {
+        "output_dir": str(output_dir), "name": plan.get("name"), "running": _is_running(live), "live": live,
+        "total": None if plan.get("open_ended") else len(asked) or None, "states": dict(states), "failures": failures,
+    }
+
+
+def text_of(state: dict[str, Any]) -> str:
+    from finetune.sweep.view.board import duration
+
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(state["states"].items())) or "no trial has ended"
+    of = f" of {state['total']}" if state["total"] else ""
+    lines = [f"{state['name'] or state['output_dir']}: {sum(state['states'].values())}{of} trials ended ({counts})"]
+    live = state["live"] or {}
+    if live.get("best"):
+        lines.append(f"best {live['metric']} {live['best']['value']:.4f} ({live['best']['trial']})")
+    if state["running"]:
+        lines.append(f"running in process {live['pid']} on {live['host']}, phase {live['phase']}, about "
+                     f"{duration(live['seconds_left'])} left")
+        lines += [f"  worker {trial['worker']}: {trial['label']}, epoch {trial['epoch']}/{trial['epochs'] or '?'}"
+                  + (f", loss {trial['loss']:.4f}" if trial["loss"] is not None else "") for trial in live["running"]]
+    else:
+        lines.append("not running; the same `finetune sweep` command goes on where it stopped")
+    lines += [f"  failed: {failure['trial']}: {failure['reason']}" for failure in state["failures"][:_SHOWN_FAILURES]]
+    more = len(state["failures"]) - _SHOWN_FAILURES
+    return "\n".join([*lines, f"  … and {more} more"] if more > 0 else lines)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    with suppress(OSError, ValueError):
+        content = json.loads(path.read_bytes())
+        return content if isinstance(content, dict) else None
+    return None
+
+
+def _is_running(live: dict[str, Any] | None) -> bool:
+    """Its last word is recent, and on this machine its process exists."""
+    if live is None or live.get("ended") or time.time() - live.get("updated", 0) > FRESH:
+        return False
+    if live.get("host") != socket.gethostname():
+        return True
+    import psutil
+
+    return psutil.pid_exists(live["pid"])
+
+
+def _label(config: dict[str, Any], plan: dict[str, Any]) -> str:
+    from finetune.sweep.view.board import label_of
+
+    return label_of(config, plan.get("searched", ["freeze_depth", "strategy", "learning_rate", "seed"]))
+
+
+def _reason(error: dict[str, str] | None) -> str:
+    return f"{(error or {}).get('kind', 'error')}: {(error or {}).get('message', '')}"
