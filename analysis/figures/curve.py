@@ -135,8 +135,8 @@ def _draw_references(curve: DepthCurve, places: dict[int, int], ax: Axes) -> Non
         ax.axhspan(scale * edge, scale * curve.reference, color=svg.GREEN, alpha=0.14, linewidth=0, zorder=0,
                    label=f"within the margin of {margin_text(curve.margin)}")
     if curve.safe_depth is not None:
-        ax.axvspan(-0.4, places[curve.safe_depth] + 0.4, color=svg.SKY, alpha=0.16, linewidth=0, zorder=0,
-                   label="shown safe")
+        at = places[curve.safe_depth]
+        ax.axvspan(at - 0.4, at + 0.4, color=svg.SKY, alpha=0.16, linewidth=0, zorder=0, label="deepest shown safe")
     _draw_baseline(curve, ax)
 
 

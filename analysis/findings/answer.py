@@ -102,10 +102,32 @@ def _verdict(curve: Curve, margin: float) -> tuple[str, str]:
     bound = max(verdict.loss_bound(point, curve), 0.0)
     headline = (f"You can freeze {depth_phrase(curve, point)} of {where(curve)}: it loses at most {points(bound)} "
                 f"points of {curve.metric} against full fine-tuning (95% confidence){_saving(curve, point)}.")
-    up_to = f"Every depth up to it is shown to lose at most {margin_text(margin)}."
+    return headline, " ".join(part for part in (_up_to(curve, safe), _own_level(safe), _deeper(curve, safe)) if part)
+
+
+def _up_to(curve: Curve, safe: verdict.Safe) -> str:
+    """Whether the shallower depths are shown too; nothing where there are none."""
+    if safe.freeze_depth == verdict.sequence(curve)[0].arm.freeze_depth:
+        return ""
+    if safe.every_depth_up_to:
+        return f"Every depth up to it that was tried is shown to lose at most {margin_text(safe.margin)}."
+    return "This is a claim about this depth, not about every shallower one."
+
+
+def _own_level(safe: verdict.Safe) -> str:
+    """The bound at which the verdict was reached, beside the headline's 95%."""
+    test = next(test for test in safe.tested if test["freeze_depth"] == safe.freeze_depth)
+    if len(safe.tested) == 1 and test["confidence"] == verdict.CONFIDENCE:
+        return ""
+    order = ", ".join(Arm("", test["freeze_depth"]).name.removeprefix("depth ") for test in safe.tested)
+    return (f"Tested in the order of a bisection ({order}), each at {100 * test['confidence']:.1f}%, so that the "
+            f"verdict as a whole has 95%: at that level it loses at most {points(max(test['bound'], 0.0))} points.")
+
+
+def _deeper(curve: Curve, safe: verdict.Safe) -> str:
     if safe.freeze_depth == verdict.sequence(curve)[-1].arm.freeze_depth:
-        return (headline, f"{up_to} No deeper freeze was tried.")
-    return (headline, f"{up_to} {_sentence(safe.reason)}")
+        return "No deeper freeze was tried."
+    return _sentence(safe.reason)
 
 
 def _sentence(text: str) -> str:

@@ -1,39 +1,55 @@
-"""How deep can be frozen: bounds on each depth's loss, tested from shallow to deep."""
+"""How deep can be frozen: bounds on each depth's loss, tested in the order of a bisection."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from analysis.findings.curves import Curve, Measured, Point, difference
-from analysis.findings.words import margin_text, points
+from analysis.findings.words import points
 from analysis.load.records import Arm
-from analysis.statistics import power, stats
+from analysis.statistics import bisection, power, stats
 from analysis.statistics.stats import Parts
 
 CONFIDENCE = 0.95
 KEPT_SHARES = (0.99, 0.95, 0.90)
 
 
+class Test(NamedTuple):
+    """One test of the verdict: with `confidence` the depth loses at most `bound` (kept gain: keeps at least that more).
+    """
+
+    freeze_depth: int | None
+    bound: float | None  # fraction of the metric; None where no bound can be given
+    confidence: float
+    safe: bool
+
+
 class Safe(NamedTuple):
-    """The verdict at one margin: every depth up to `freeze_depth` loses at most the margin."""
+    """The verdict at one margin: `freeze_depth` loses at most the margin.
+
+    `tested` are the tests in order; `every_depth_up_to`: all shallower ones that were tried are shown to lose no more.
+    """
 
     margin: float  # fraction of the metric
-    confidence: float
+    confidence: float  # of the verdict as a whole
     freeze_depth: int | None
     reason: str
+    tested: list[dict[str, Any]]
+    every_depth_up_to: bool
 
 
 class Kept(NamedTuple):
-    """Every depth up to `freeze_depth` keeps this share of full fine-tuning's gain over the baseline."""
+    """`freeze_depth` keeps this share of full fine-tuning's gain over the baseline."""
 
     share: float
     confidence: float
     freeze_depth: int | None
     reason: str
+    tested: list[dict[str, Any]]
 
 
 class Comparison(NamedTuple):
@@ -62,7 +78,7 @@ def loss_bound(point: Point, curve: Curve, confidence: float = CONFIDENCE) -> fl
 
 
 def sequence(curve: Curve) -> list[Point]:
-    """Depths in the order in which they are tested: -1, 1, … L."""
+    """Depths in the order of what is frozen: -1, 1, … L."""
     return [point for point in curve.depths if not point.arm.is_reference]
 
 
@@ -86,28 +102,58 @@ def _seeds(missing: dict[int, str]) -> str:
     return ", ".join(f"seed {seed} {reason}" for seed, reason in missing.items())
 
 
+def test_level(curve: Curve, confidence: float = CONFIDENCE) -> float:
+    """The confidence of each single test, so that all tests of the verdict together have `confidence`."""
+    return 1 - bisection.level(len(sequence(curve)), 1 - confidence)
+
+
 def deepest_safe(curve: Curve, margin: float, confidence: float = CONFIDENCE) -> Safe:
-    """The fixed sequence: stop at the first depth whose bound is not below the margin."""
+    """The deepest depth that a bisection shows to lose at most the margin, each test at `test_level`."""
     reason = blocked(curve)
     if reason is not None:
-        return Safe(margin, confidence, None, f"no verdict: {reason}")
-    tested = sequence(curve)
-    bounds = [loss_bound(point, curve, confidence) for point in tested]
-    count = stats.fixed_sequence([bound <= margin for bound in bounds])
-    deepest = tested[count - 1].arm.freeze_depth if count else None
-    if count == len(tested):
-        return Safe(margin, confidence, deepest, f"every depth that was tried loses at most {margin_text(margin)}")
-    return Safe(margin, confidence, deepest, _why_stopped(curve, tested[count], bounds[count], margin))
+        return Safe(margin, confidence, None, f"no verdict: {reason}", [], False)
+    depths, each = sequence(curve), test_level(curve, confidence)
+    found = _bisected(depths, each, lambda point: loss_bound(point, curve, each), lambda bound: bound <= margin)
+    named = next((i for i, point in enumerate(depths) if point.arm.freeze_depth == found.freeze_depth), None)
+    strict = 1 - (1 - confidence) / len(depths)
+    up_to = named is not None and all(loss_bound(point, curve, strict) <= margin for point in depths[:named + 1])
+    reason = f"no deeper freeze was tried than {depths[-1].arm.name}" if found.obstacle is None else _why_not(
+        curve, found.obstacle, found.bound, each, margin)
+    return Safe(margin, confidence, found.freeze_depth, reason, [test._asdict() for test in found.tested], up_to)
 
 
-def _why_stopped(curve: Curve, point: Point, bound: float, margin: float) -> str:
+class _Found(NamedTuple):
+    freeze_depth: int | None
+    tested: list[Test]
+    obstacle: Point | None  # the shallowest depth beyond the named one that was tested and not shown
+    bound: float  # of the obstacle
+
+
+def _bisected(depths: Sequence[Point], confidence: float, bound_of: Callable[[Point], float],
+              shown: Callable[[float], bool]) -> _Found:
+    bounds: dict[int, float] = {}
+
+    def is_safe(index: int) -> bool:
+        bounds[index] = bound_of(depths[index])
+        return shown(bounds[index])
+
+    path = bisection.bisect(len(depths), is_safe)
+    tested = [Test(depths[index].arm.freeze_depth, None if math.isnan(bounds[index]) else bounds[index], confidence,
+                   safe) for index, safe in path]
+    named, next_one = bisection.deepest(path), bisection.obstacle(path)
+    return _Found(None if named is None else depths[named].arm.freeze_depth, tested,
+                  None if next_one is None else depths[next_one], math.nan if next_one is None else bounds[next_one])
+
+
+def _why_not(curve: Curve, point: Point, bound: float, confidence: float, margin: float) -> str:
+    """Why a depth that was tested is not shown safe, and what would decide it."""
     assert point.loss is not None
     text = (f"{point.arm.name} is not shown safe: it loses {points(point.loss.estimate)} points, "
-            f"at most {points(bound)} with 95% confidence")
-    if stats.lower_bound(point.loss, curve.population) > margin:
-        least = points(stats.lower_bound(point.loss, curve.population))
-        return f"{text} and at least {least}: it is too deep"
-    needed = power.what_would_show(point.loss, curve.n_examples or 0, margin, curve.population)
+            f"at most {points(bound)} at the verdict's own level of {100 * confidence:.1f}% per test")
+    least = stats.lower_bound(point.loss, curve.population, confidence)
+    if least > margin:
+        return f"{text} and at least {points(least)}: it is too deep"
+    needed = power.what_would_show(point.loss, curve.n_examples or 0, margin, curve.population, confidence)
     return f"{text}; {needed}"
 
 
@@ -117,13 +163,13 @@ def kept(curve: Curve, share: float, confidence: float = CONFIDENCE) -> Kept:
     if reason is None and curve.baseline is None:
         reason = "the records hold no baseline"
     if reason is not None:
-        return Kept(share, confidence, None, f"no verdict: {reason}")
-    bounds = [_kept_bound(curve, point, share, confidence) for point in sequence(curve)]
-    count = stats.fixed_sequence([bound >= 0 for bound in bounds])
-    deepest = sequence(curve)[count - 1].arm.freeze_depth if count else None
-    stopped = "every depth that was tried" if count == len(bounds) else \
-        f"{sequence(curve)[count].arm.name} is not shown to keep {share:.0%}"
-    return Kept(share, confidence, deepest, stopped)
+        return Kept(share, confidence, None, f"no verdict: {reason}", [])
+    each = test_level(curve, confidence)
+    found = _bisected(sequence(curve), each, lambda point: _kept_bound(curve, point, share, each),
+                      lambda bound: bound >= 0)
+    stopped = "no deeper freeze was tried" if found.obstacle is None else \
+        f"{found.obstacle.arm.name} is not shown to keep {share:.0%}"
+    return Kept(share, confidence, found.freeze_depth, stopped, [test._asdict() for test in found.tested])
 
 
 def _kept_bound(curve: Curve, point: Point, share: float, confidence: float) -> float:

@@ -54,7 +54,8 @@ def planned(n_seeds: int, n_examples: int, **expected: float) -> str:
             f"{POWER:.0%} power (unlimited seeds: {100 * floor:.1f}){few}")
 
 
-def what_would_show(parts: Parts, n_examples: int, margin: float, population: Population = "new_text") -> str:
+def what_would_show(parts: Parts, n_examples: int, margin: float, population: Population = "new_text",
+                    confidence: float = 0.95) -> str:
     """What it would take to show that the loss is below `margin`, as half a sentence; `parts` of the loss.
 
     Planned for 80% power if the loss is what was estimated.
@@ -64,29 +65,29 @@ def what_would_show(parts: Parts, n_examples: int, margin: float, population: Po
         return "more seeds would show more"
     if room <= 0:
         return "the estimate itself is not below the margin, so more data would hardly show it"
-    seeds = _seeds_needed(parts, room, population)
+    seeds = _seeds_needed(parts, room, population, confidence)
     if seeds is not None:
         return f"to show it would take about {seeds} seeds"
-    rows = math.ceil(n_examples * (_floor(parts) / room) ** 2)
+    rows = math.ceil(n_examples * (_floor(parts, confidence) / room) ** 2)
     return f"no number of seeds would show it; about {_round_up(rows):,} test examples would"
 
 
-def _seeds_needed(parts: Parts, room: float, population: Population) -> int | None:
+def _seeds_needed(parts: Parts, room: float, population: Population, confidence: float) -> int | None:
     """The fewest seeds whose bound stays below `room` with 80% power, or None when no number does."""
     one_seed = parts.seeds * parts.n_seeds
 
     def enough(seeds: int) -> bool:
         planned = Parts(0.0, one_seed / seeds, parts.rows, seeds, seeds - 1)
-        return realised_margin(planned, population) <= room
+        return realised_margin(planned, population, confidence=confidence) <= room
 
     if not enough(MOST_SEEDS):
         return None
     return next(seeds for seeds in range(max(parts.n_seeds, VERDICT_SEEDS), MOST_SEEDS + 1) if enough(seeds))
 
 
-def _floor(parts: Parts) -> float:
+def _floor(parts: Parts, confidence: float) -> float:
     """The margin that unlimited seeds detect."""
-    return float((stats.norm.ppf(0.95) + stats.norm.ppf(POWER)) * math.sqrt(parts.rows))
+    return float((stats.norm.ppf(confidence) + stats.norm.ppf(POWER)) * math.sqrt(parts.rows))
 
 
 def _round_up(count: int) -> int:

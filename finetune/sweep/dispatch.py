@@ -18,7 +18,8 @@ from finetune.config import TrialConfig
 from finetune.errors import ConfigError, EnvironmentProblem
 from finetune.results import RecordStore, TrialRecord
 from finetune.sweep.plan import Description, Plan, SweepOptions
-from finetune.sweep.search.search import Outcome, Search, TakenOver, Ticket
+from finetune.sweep.search.search import Search
+from finetune.sweep.search.trials import Outcome, TakenOver, Ticket
 from finetune.sweep.view.board import Board, Running, label_of
 from finetune.sweep.view.live import View
 from finetune.sweep.workers.pool import Worker

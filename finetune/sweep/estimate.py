@@ -21,7 +21,7 @@ from finetune.errors import EnvironmentProblem
 from finetune.results import RecordStore
 from finetune.sweep.plan import TICK, Plan, SweepOptions, make_plan
 from finetune.sweep.runner import planned_trials, team_for
-from finetune.sweep.search.search import Candidate
+from finetune.sweep.search.trials import Candidate
 from finetune.sweep.spec.schema import SweepSpec
 from finetune.sweep.view.board import duration, label_of
 from finetune.sweep.view.live import View

@@ -12,7 +12,8 @@ from finetune.display import plain
 from finetune.errors import ConfigError, DataError, EnvironmentProblem, Problem, did_you_mean
 from finetune.files import digest_of
 from finetune.results import TrialRecord
-from finetune.sweep.search.search import STARTUP_POINTS, Candidate
+from finetune.sweep.search.search import STARTUP_POINTS
+from finetune.sweep.search.trials import Candidate
 from finetune.sweep.spec.points import Point, first_of_each, grid_points, probe_points, random_points
 from finetune.sweep.spec.schema import SweepSpec
 from finetune.sweep.workers.team import Team

@@ -211,6 +211,7 @@ def test_satterthwaites_interval_is_the_t_interval_without_rows(rng):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_full_tables_are_printed():
     for table in simulate.TABLES.values():
         title, header, _, *rows = table(40, np.random.default_rng(0))

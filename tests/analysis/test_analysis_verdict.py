@@ -43,24 +43,31 @@ def falling(depth):
     return {0: 1.5, 2: 1.5, 4: 1.1, 6: 0.2}[depth]
 
 
-def test_verdict_goes_from_shallow_to_deep_and_stops(world, curve_of):
+def test_the_verdict_bisects_and_names_what_stood_in_the_way(world, curve_of):
     curve = curve_of(sweep_trials(world, skill=falling, seeds=range(1, 9)))
     safe = verdict.deepest_safe(curve, MARGIN)
     assert safe.freeze_depth == 2
     assert safe.reason.startswith("depth 4 is not shown safe") or "too deep" in safe.reason
+    assert [(test["freeze_depth"], test["safe"]) for test in safe.tested] == [(4, False), (2, True)]
+    assert {test["confidence"] for test in safe.tested} == {1 - 0.05 / 2}  # three depths: two tests at most
+    assert all(test["bound"] > verdict.loss_bound(point, curve) for test in safe.tested
+               for point in verdict.sequence(curve) if point.arm.freeze_depth == test["freeze_depth"])
     bounds = [verdict.loss_bound(point, curve) for point in verdict.sequence(curve)]
     assert bounds[0] <= MARGIN < bounds[1]
 
 
-def test_a_depth_beyond_a_failure_is_not_safe_whatever_it_does(world, curve_of):
+def test_the_claim_is_about_the_named_depth_only_where_a_shallower_one_is_not_shown(world, curve_of):
     curve = curve_of(sweep_trials(world, skill=lambda depth: 0.2 if depth == 2 else 1.5))
-    assert verdict.deepest_safe(curve, MARGIN).freeze_depth is None
-    assert verdict.loss_bound(verdict.sequence(curve)[-1], curve) <= MARGIN
+    safe = verdict.deepest_safe(curve, MARGIN)
+    assert safe.freeze_depth == 6 and not safe.every_depth_up_to
+    said = " ".join(answer([curve], MARGIN).details)
+    assert "not about every shallower one" in said and "Every depth up to it" not in said
 
 
 def test_all_depths_may_be_safe(world, curve_of):
     safe = verdict.deepest_safe(curve_of(sweep_trials(world, skill=flat, seeds=range(1, 9))), MARGIN)
-    assert safe.freeze_depth == 6 and safe.reason.startswith("every depth that was tried")
+    assert safe.freeze_depth == 6 and safe.every_depth_up_to
+    assert safe.reason.startswith("no deeper freeze was tried")
 
 
 def test_depth_minus_one_stands_between_full_and_one(world, curve_of):

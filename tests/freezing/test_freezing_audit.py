@@ -13,8 +13,8 @@ from training import train, trainer_for
 from finetune.config import TrialConfig
 from finetune.errors import EnvironmentProblem, TrialFailed
 from finetune.freezing import FreezePlan, audit_loss, check_frozen, frozen_digests
-from finetune.freezing.prepare import reinit_layers
-from finetune.models import load_backbone, prepare_backbone
+from finetune.freezing.prepare import prepare_backbone, reinit_layers
+from finetune.models import load_backbone
 from finetune.training import loop
 from finetune.trial import run_trial
 

@@ -15,7 +15,8 @@ from finetune.config import TrialConfig
 from finetune.data.encoding.batches import Collator
 from finetune.data.encoding.encoding import EncodedSplit
 from finetune.freezing import resolve_strategy
-from finetune.models import LayerStack, checkpoint_layers, chosen_pooling, strip_unused_pooler
+from finetune.freezing.prepare import checkpoint_layers
+from finetune.models import LayerStack, chosen_pooling, strip_unused_pooler
 from finetune.models.discovery import discover_stack
 from finetune.models.head import Classifier, Head
 from finetune.training.loop import Trainer

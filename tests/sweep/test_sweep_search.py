@@ -6,8 +6,9 @@ import pytest
 from optuna.trial import TrialState
 
 from finetune.errors import ConfigError, EnvironmentProblem
-from finetune.sweep.search.search import Candidate, Outcome, Search
+from finetune.sweep.search.search import Search
 from finetune.sweep.search.storage import STUDY_FILE, StudyStorage, check_url
+from finetune.sweep.search.trials import Candidate, Outcome
 from finetune.sweep.spec.points import grid_points, random_points
 from finetune.sweep.spec.schema import parse_spec
 

@@ -11,70 +11,24 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import CategoricalDistribution
 from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from finetune.files import digest_of
 from finetune.sweep.search.hyperband import should_stop
+from finetune.sweep.search.space import distributions_of, plain
 from finetune.sweep.search.storage import StudyStorage
-from finetune.sweep.spec.points import draw, searched_parameters, values_at
+from finetune.sweep.search.trials import Candidate, Outcome, TakenOver, Ticket
+from finetune.sweep.spec.points import draw, values_at
 from finetune.sweep.spec.schema import SweepSpec
 
 STARTUP_POINTS = 10  # bayes: random draws before the Gaussian process has something to learn from
 _LIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 _ENDED_WELL = (TrialState.COMPLETE, TrialState.PRUNED)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a record says to the search. `curve` is the metric by epoch."""
-
-    state: str  # complete | pruned
-    value: float | None
-    curve: Mapping[int, float]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A trial that the sweep asks for: `values` as the YAML writes them, `trial_id` as the worker resolved it."""
-
-    trial_id: str
-    values: Mapping[str, Any]
-    u: Mapping[str, float] | None = None
-    setting_id: str = ""
-    kind: str = ""  # its canonical strategy
-
-    def attributes(self) -> dict[str, Any]:
-        """As the study keeps it: enough for another machine to take the trial over, and to choose by it."""
-        return {"values": dict(self.values), "u": None if self.u is None else dict(self.u),
-                "setting_id": self.setting_id, "kind": self.kind, "trial_id": self.trial_id}  # trial_id: complete
-
-
-@dataclass
-class Ticket:
-    """A trial in the hands of this coordinator. `trial_id` is unknown until a drawn point is resolved."""
-
-    trial: optuna.Trial
-    values: dict[str, Any]
-    u: dict[str, float] | None = None
-    trial_id: str | None = None
-
-    @property
-    def number(self) -> int:
-        return self.trial.number
-
-    @property
-    def key(self) -> int:
-        return self.trial._trial_id
-
-
-class TakenOver(Exception):
-    """Another machine holds this trial now: this one was silent for too long."""
 
 
 class Search:
@@ -87,7 +41,7 @@ class Search:
         self._owner = owner  # machine and output directory: whose records are on this disk
         self._lock_key = int(digest_of(name)[:7], 16)
         # Confirming trials have seeds that are in no list of the YAML, and nothing is searched for any more.
-        self._distributions = _distributions(spec) if phase == "tune" else {}
+        self._distributions = distributions_of(spec) if phase == "tune" else {}
         self.study = storage.patiently(self._open)
         self._study_key = storage.patiently(lambda: storage.optuna.get_study_id_from_name(name))
         self._known: dict[str, Candidate] = {}
@@ -165,7 +119,7 @@ class Search:
         """What a dashboard shows as the trial's parameters: values of a grid, u of a search."""
         if candidate.u is not None:
             return dict(candidate.u)
-        return {name: _plain(candidate.values[name], choices.choices)
+        return {name: plain(candidate.values[name], choices.choices)
                 for name, choices in self._distributions.items() if isinstance(choices, CategoricalDistribution)}
 
     # -- handing out -----------------------------------------------------------------------------------------------
@@ -382,21 +336,3 @@ def _history(trial: FrozenTrial) -> list[float]:
 def _gaussian_process(seed: int) -> optuna.samplers.BaseSampler:
     """Optuna's GP search; needs torch, which a coordinator loads for `method: bayes` only."""
     return optuna.samplers.GPSampler(seed=seed % 2**32, n_startup_trials=1, warn_independent_sampling=False)
-
-
-def _distributions(spec: SweepSpec) -> dict[str, BaseDistribution]:
-    """Optuna's view of the space: a grid's values, or u in (0, 1) whatever W&B's distribution is."""
-    if spec.method == "grid":
-        return {p.name: CategoricalDistribution(_choices(p.grid())) for p in spec.parameters
-                if p.distribution != "constant"}
-    return {p.name: FloatDistribution(0.0, 1.0) for p in searched_parameters(spec)}
-
-
-def _choices(values: Sequence[Any]) -> list[Any]:
-    """Numbers stay numbers; anything else is shown as text, since 1 and True are the same choice to Optuna."""
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    return list(dict.fromkeys(values if numbers else map(str, values)))
-
-
-def _plain(value: Any, choices: Sequence[Any]) -> Any:
-    return value if value in choices else str(value)

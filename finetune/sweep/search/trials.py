@@ -1,0 +1,56 @@
+"""What coordinator and search say to each other about a trial: asked for, handed out, ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a record says to the search. `curve` is the metric by epoch."""
+
+    state: str  # complete | pruned
+    value: float | None
+    curve: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trial that the sweep asks for: `values` as the YAML writes them, `trial_id` as the worker resolved it."""
+
+    trial_id: str
+    values: Mapping[str, Any]
+    u: Mapping[str, float] | None = None
+    setting_id: str = ""
+    kind: str = ""  # its canonical strategy
+
+    def attributes(self) -> dict[str, Any]:
+        """As the study keeps it: enough for another machine to take the trial over, and to choose by it."""
+        return {"values": dict(self.values), "u": None if self.u is None else dict(self.u),
+                "setting_id": self.setting_id, "kind": self.kind, "trial_id": self.trial_id}  # trial_id: complete
+
+
+@dataclass
+class Ticket:
+    """A trial in the hands of this coordinator. `trial_id` is unknown until a drawn point is resolved."""
+
+    trial: optuna.Trial
+    values: dict[str, Any]
+    u: dict[str, float] | None = None
+    trial_id: str | None = None
+
+    @property
+    def number(self) -> int:
+        return self.trial.number
+
+    @property
+    def key(self) -> int:
+        return self.trial._trial_id
+
+
+class TakenOver(Exception):
+    """Another machine holds this trial now: this one was silent for too long."""
