@@ -183,6 +183,10 @@ class TrialConfig(BaseModel):
     )
     prefix_cache: bool = knob(True, "compute the frozen prefix once and reuse it", group="execution",
                               in_trial_id=NEVER)
+    cuda_graphs: Literal["auto", "true", "false"] = knob(
+        "auto", "record training steps on a GPU and replay them: auto where that can be done and the trial is long "
+        "enough, true whenever it can be done", group="execution", in_trial_id=NEVER,
+    )
     checkpointing_steps: int | None = knob(
         None, "checkpoint every so many optimizer steps, besides every epoch", group="execution", unit="steps",
         in_trial_id=NEVER, ge=1,

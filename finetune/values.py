@@ -46,6 +46,8 @@ def _decode_one(value: Any, option: Any) -> Any:
 def _decode_choice(value: Any, choices: tuple[str, ...]) -> str:
     # YAML 1.1 reads a bare `no` as False, and W&B's agent writes that as "False"; the user wrote "no".
     text = "no" if (value is False or value == "False") and "no" in choices else value
+    if str(value) in {"True", "False"} and str(value).lower() in choices:  # likewise with true and false
+        text = str(value).lower()
     if not isinstance(text, str) or text not in choices:
         raise ValueError("not one of the choices" + did_you_mean(str(value), choices))
     return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -68,7 +69,9 @@ def examine(output_dir: Path) -> Iterator[Finding]:
 def python() -> Finding:
     from packaging.specifiers import SpecifierSet
 
-    found, needed = platform.python_version(), importlib.metadata.metadata(PACKAGE)["Requires-Python"] or ""
+    found, needed = platform.python_version(), ""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a plain copy of the checkout
+        needed = importlib.metadata.metadata(PACKAGE)["Requires-Python"] or ""
     if not SpecifierSet(needed).contains(found):
         return Finding("Python", "problem", found, f"use Python {needed}")
     return Finding("Python", "ok", f"{found} at {sys.executable}")

@@ -26,7 +26,7 @@ def add_lora(stack: LayerStack, rank: int, seed: int) -> LayerStack:
     targets = [f"{stack.path}.{name}" for name, module in stack.model.get_submodule(stack.path).named_modules()
                if isinstance(module, nn.Linear | Conv1D)]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed((seed << 20) ^ LORA_STREAM)
+        torch.default_generator.manual_seed((seed << 20) ^ LORA_STREAM)
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), stack.model)
     return discover_stack(stack.model)
 

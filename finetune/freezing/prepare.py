@@ -63,7 +63,7 @@ def reinit_layers(stack: LayerStack, count: int, seed: int) -> None:
                                                            f"{stack.num_layers} layers")])
     parts = [*map(layer_part, range(stack.num_layers - count, stack.num_layers)), TOP]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed((seed << 20) ^ REINIT_STREAM)
+        torch.default_generator.manual_seed((seed << 20) ^ REINIT_STREAM)  # not the GPU's, which dropout draws from
         for module in [inner for part in parts for outer in stack.modules[part] for inner in outer.modules()]:
             for tensor in module.parameters(recurse=False):
                 tensor._is_hf_initialized = False  # transformers leaves tensors that bear its mark as they are

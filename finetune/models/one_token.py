@@ -80,7 +80,7 @@ def cuttable_modules(stack: LayerStack) -> tuple[str, ...]:
     if stack.layout != "rows_first":
         return ()
     with in_eval_mode(stack.model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # the GPU's is the trial's
         trials = _Trials(stack)
         chosen: list[str] = []
         for name in trials.order:

@@ -165,7 +165,7 @@ def is_noisy(model: nn.Module, placed: Iterable[str], inputs: dict[str, torch.Te
         for name, module in model.named_modules():
             module.training = name not in quiet
         for seed in (0, 1):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             outputs.append(final_hidden(model(**inputs)))
     return not torch.equal(*outputs)
 

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 
 from finetune.data.encoding.batches import Collator, to_device
+from finetune.errors import EnvironmentProblem
 from finetune.models.head import Classifier
 from finetune.models.layers import LayerStack
 from finetune.models.tracing import find_hidden, in_eval_mode, removed_afterwards
+from finetune.prefix.precision import as_array, kept_dtype
 
 ROWS, TOKENS = {"cpu": 32, "cuda": 256}, {"cpu": 8192, "cuda": 131072}  # per batch, at most
 Autocast = Callable[[], contextlib.AbstractContextManager]
@@ -44,8 +46,9 @@ class _Enough(Exception):
 class Prefix:
     """The frozen layers of a classifier, read at several depths. Boundary L is what the head reads."""
 
-    def __init__(self, classifier: Classifier, stack: LayerStack, autocast: Autocast):
+    def __init__(self, classifier: Classifier, stack: LayerStack, autocast: Autocast, mixed_precision: str = "no"):
         self.classifier, self.stack, self.autocast = classifier, stack, autocast
+        self.mixed_precision = mixed_precision
         self.device = next(classifier.parameters()).device
         self._local = threading.local()
 
@@ -69,6 +72,10 @@ class Prefix:
             pooled = self.classifier.pool(**inputs)
             self._keep(self.stack.num_layers, pooled)
         return local.capture
+
+    def kept(self, value: Tensor) -> torch.dtype:
+        """In which dtype a captured value is kept."""
+        return kept_dtype(value.dtype, self.mixed_precision)
 
     def _keep(self, boundary: int, value: Tensor) -> None:
         self._local.capture.values[boundary] = value
@@ -117,7 +124,8 @@ def fill(prefix: Prefix, split: Collator, targets: Mapping[int, np.ndarray],
     def work(rows: np.ndarray) -> Capture:
         captured = prefix.capture(to_device(split(rows), prefix.device))
         for boundary, target in targets.items():
-            _write(target, captured.values[boundary], rows, split, offsets, boundary == prefix.stack.num_layers)
+            found = _fitting(captured.values[boundary], prefix)
+            _write(target, found, rows, split, offsets, boundary == prefix.stack.num_layers)
         captured.values.clear()
         return captured
 
@@ -131,9 +139,17 @@ def fill(prefix: Prefix, split: Collator, targets: Mapping[int, np.ndarray],
     return {boundary: spent * min(1.0, elapsed / longest) if longest else 0.0 for boundary, spent in seconds.items()}
 
 
-def _write(target: np.ndarray, value: Tensor, rows: np.ndarray, split: Collator, offsets: np.ndarray,
+def _fitting(value: Tensor, prefix: Prefix) -> np.ndarray:
+    """As it is kept. Raises EnvironmentProblem where float16 has no room for what float32 holds."""
+    kept = prefix.kept(value)
+    found = as_array(value, kept)
+    if kept == torch.float16 and value.dtype != kept and not np.isfinite(found).all():
+        raise EnvironmentProblem("what the frozen layers compute is beyond float16's range, in which it would be kept")
+    return found
+
+
+def _write(target: np.ndarray, found: np.ndarray, rows: np.ndarray, split: Collator, offsets: np.ndarray,
            pooled: bool) -> None:
-    found = as_array(value)
     if pooled:
         target[rows] = found
         return
@@ -141,11 +157,6 @@ def _write(target: np.ndarray, value: Tensor, rows: np.ndarray, split: Collator,
         length = int(split.encoded.lengths[row])
         real = found[position, -length:] if split.side == "left" else found[position, :length]
         target[offsets[row]:offsets[row + 1]] = real
-
-
-def as_array(value: Tensor) -> np.ndarray:
-    """numpy has no bfloat16; float32 holds its values exactly."""
-    return (value.float() if value.dtype == torch.bfloat16 else value).to("cpu").numpy()
 
 
 @contextlib.contextmanager

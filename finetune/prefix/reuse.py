@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,13 @@ from finetune.models.head import Classifier
 from finetune.models.layers import LayerStack
 from finetune.prefix.budget import current_hint, disk_budget, sweep_budget, worth_keeping
 from finetune.prefix.check import replay_error
-from finetune.prefix.fill import ROWS, TOKENS, Autocast, Prefix, as_array, fill, row_offsets
+from finetune.prefix.fill import ROWS, TOKENS, Autocast, Prefix, fill
+from finetune.prefix.precision import COMPUTE, array_dtype, kept_dtype
 from finetune.prefix.replay import Replay
+from finetune.prefix.served import Served
 from finetune.prefix.store import Entry, PrefixStore
 
+HIDDEN = "hidden"  # among a batch's tensors: what the layer above the boundary reads
 FILL_LAYOUT = 4  # raise it when what is computed changes
 
 
@@ -98,20 +101,30 @@ class PrefixReuse:
 
     def logits(self, model: nn.Module, split: Collator, rows: np.ndarray) -> Tensor:
         """(rows, outputs) of `model`, the classifier as Accelerate wrapped it."""
+        return self.run(model, self.inputs(split, rows), split)
+
+    def inputs(self, split: Collator, rows: np.ndarray) -> dict[str, Tensor]:
+        """What `run` needs on the device: the batch, with what is kept of it as `hidden`, or `pooled` alone."""
         served = self._served(split)
         if served is not None:
             served.rows += len(rows)
             if served.pooled:
-                return model(pooled=served.vectors(rows).to(self.device))
+                return {"pooled": served.vectors(rows)}
         inputs = to_device(split(rows), self.device)
-        if served is None:
-            if self._replay is not None:
+        return inputs if served is None else {
+            **inputs, HIDDEN: served.padded(rows, inputs["input_ids"].shape[1])}
+
+    def run(self, model: nn.Module, inputs: Mapping[str, Tensor], split: Collator) -> Tensor:
+        """The forward pass over what `inputs` gave for rows of `split`."""
+        texts = {name: value for name, value in inputs.items() if name != HIDDEN}
+        if HIDDEN not in inputs:
+            if self._replay is not None and "pooled" not in inputs:
                 self._replay.set(0, None)
-            return model(**inputs)
-        hidden = served.padded(rows, inputs["input_ids"].shape[1]).to(self.device)
+            return model(**texts)
+        served = self._served(split)
         replay = self._replaying(served.entry)
-        replay.set(served.boundary, hidden)
-        logits = model(**inputs)
+        replay.set(served.boundary, inputs[HIDDEN])
+        logits = model(**texts)
         if not self.recomputes:
             replay.set(served.boundary, None)
         return logits
@@ -143,7 +156,7 @@ class PrefixReuse:
         began = time.perf_counter()
         own = self.store.read(self.key(split, self.boundary))
         if own is not None:
-            return Served.of(own, self.boundary, split, self.stack.num_layers)
+            return self._serve(own, self.boundary, split)
         try:
             with self.store.lock(digest_of(self._identity(split))[:32]):
                 found = self._build(split)
@@ -163,7 +176,10 @@ class PrefixReuse:
         if entry is None:
             self._fill(split, {boundary for boundary in kept if self.store.read(self.key(split, boundary)) is None})
             entry = self.store.read(self.key(split, usable[0]))
-        return entry and Served.of(entry, usable[0], split, self.stack.num_layers)
+        return entry and self._serve(entry, usable[0], split)
+
+    def _serve(self, entry: Entry, boundary: int, split: Collator) -> Served:
+        return Served.of(entry, boundary, split, self.stack.num_layers, self.device, current_hint().budget)
 
     def _worth_keeping(self) -> set[int]:
         hint = current_hint()
@@ -179,14 +195,15 @@ class PrefixReuse:
     def _bytes(self, boundary: int) -> int:
         rows = sum(len(split.encoded) for split in self.splits)
         tokens = sum(int(split.encoded.lengths.sum()) for split in self.splits)
-        return 4 * self.stack.width * (rows if boundary == self.stack.num_layers else tokens)
+        size = kept_dtype(torch.float32, self.source.mixed_precision).itemsize
+        return size * self.stack.width * (rows if boundary == self.stack.num_layers else tokens)
 
     def _fill(self, split: Collator, boundaries: set[int]) -> None:
         if self._replay is not None:
             self._replay.remove()  # it is put back when it is used next
-        prefix = Prefix(self.classifier, self.stack, self.autocast)
+        prefix = Prefix(self.classifier, self.stack, self.autocast, self.source.mixed_precision)
         example = prefix_example(prefix, split, boundaries)
-        error = replay_error(prefix, split, boundaries, example.layer_outputs)
+        error = replay_error(prefix, split, boundaries, example.layer_outputs, self._structure())
         if error is not None:
             raise EnvironmentProblem(error)
         with ExitStack() as stack:
@@ -195,9 +212,11 @@ class PrefixReuse:
                 value = example.values[boundary]
                 pooled = boundary == self.stack.num_layers
                 count = len(split.encoded) if pooled else int(split.encoded.lengths.sum())
+                kept = prefix.kept(value)
                 writers[boundary] = stack.enter_context(self.store.writer(
-                    self.key(split, boundary), (count, value.shape[-1]), as_array(value).dtype,
-                    self._facts(split, boundary, example.layer_outputs) | {"dtype": str(value.dtype)}))
+                    self.key(split, boundary), (count, value.shape[-1]), array_dtype(kept),
+                    self._facts(split, boundary, example.layer_outputs)
+                    | {"dtype": str(value.dtype), "kept": str(kept)}))
             seconds = fill(prefix, split, {boundary: writer.array for boundary, writer in writers.items()},
                            self.progress)
             for boundary, writer in writers.items():
@@ -214,7 +233,18 @@ class PrefixReuse:
         return [FILL_LAYOUT, source.model, source.attention, self.stack.model.config._attn_implementation,
                 source.mixed_precision, str(next(self.stack.model.parameters()).dtype), self.stack.path,
                 split.encoded.fingerprint, split.pad_token_id, split.side, kind, _hardware(self.device),
-                ROWS.get(kind), TOKENS.get(kind), torch.__version__, transformers.__version__]
+                ROWS.get(kind), TOKENS.get(kind), torch.__version__, transformers.__version__, *self._layout(split)]
+
+    def _layout(self, split: Collator) -> list[Any]:
+        """Where the bytes are not as they have always been: kept in two bytes, padded to buckets."""
+        kept = COMPUTE.get(self.source.mixed_precision)
+        return ([str(kept)] if kept is not None else []) + ([split.bucket, split.limit] if split.bucket > 1 else [])
+
+    def _structure(self) -> tuple[Any, ...]:
+        """What decides whether a token depends on the padding beside it, besides the side of the padding."""
+        source, model = self.source, self.stack.model
+        return (source.model, source.attention, source.pooling, source.pristine_layers, type(model).__qualname__,
+                model.config._attn_implementation, self.stack.path, self.device.type)
 
     def _facts(self, split: Collator, boundary: int, layer_outputs: int) -> dict[str, Any]:
         return {"model": self.source.model, "path": self.stack.path, "boundary": boundary,
@@ -226,49 +256,6 @@ class PrefixReuse:
         if self._replay is None:
             self._replay = Replay(self.stack, int(entry.facts["layer_outputs"]))
         return self._replay
-
-
-@dataclass
-class Served:
-    """An entry as it is read. `rows` counts what was served."""
-
-    entry: Entry
-    boundary: int
-    pooled: bool
-    lengths: np.ndarray
-    side: str
-    rows: int = 0
-    offsets: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
-
-    @classmethod
-    def of(cls, entry: Entry, boundary: int, split: Collator, num_layers: int) -> Served:
-        lengths = split.encoded.lengths
-        return cls(entry, boundary, boundary == num_layers, lengths, split.side, offsets=row_offsets(lengths))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return getattr(torch, self.entry.facts["dtype"].removeprefix("torch."))
-
-    @property
-    def total_rows(self) -> int:
-        return max(1, len(self.lengths))
-
-    def vectors(self, rows: np.ndarray) -> Tensor:
-        """(rows, width)"""
-        return torch.from_numpy(np.asarray(self.entry.array[rows])).to(self.dtype)
-
-    def padded(self, rows: np.ndarray, tokens: int) -> Tensor:
-        """(rows, tokens, width), zeros where the padding is."""
-        out = torch.zeros(len(rows), tokens, self.entry.array.shape[-1],
-                          dtype=torch.from_numpy(self.entry.array[:0]).dtype)
-        into = out.numpy()
-        for position, row in enumerate(rows):
-            real = self.entry.array[self.offsets[row]:self.offsets[row + 1]]
-            if self.side == "left":
-                into[position, tokens - len(real):] = real
-            else:
-                into[position, :len(real)] = real
-        return out.to(self.dtype)
 
 
 def prefix_example(prefix: Prefix, split: Collator, boundaries: set[int]) -> Any:

@@ -22,6 +22,7 @@ from finetune.errors import ConfigError
 from finetune.files import atomic_write
 from finetune.prefix.fill import Prefix, fill_batches, row_offsets
 from finetune.prefix.reuse import PrefixReuse
+from finetune.prefix.served import as_float32
 from finetune.results import RecordStore
 from finetune.sweep.search.confirmation import CONDITIONS
 from finetune.training.evaluation import compute_metrics
@@ -36,8 +37,9 @@ def layer_probe(config: TrialConfig) -> dict[str, Any]:
     """{"metric", "split", "points": [{"freeze_depth", "value"}]}: -1 the embeddings' output, k the first k layers'."""
     resolved = resolve_trial(config.replace(freeze_depth=0, strategy=None, reinit_layers=0))
     classifier, stack = build_classifier(resolved)
-    classifier.to("cuda" if torch.cuda.is_available() else "cpu")
-    splits = encode_splits(resolved)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    classifier.to(device)
+    splits = encode_splits(resolved, device)
     reuse = PrefixReuse(classifier, stack, resolved.prefix, list(splits.values()), contextlib.nullcontext)
     train, validation = (depth_features(reuse, splits[name]) for name in ("train", "validation"))
     labels = {name: resolved.data.splits[name].labels for name in ("train", "validation")}
@@ -54,7 +56,7 @@ def depth_features(reuse: PrefixReuse, split: Collator) -> dict[int, np.ndarray]
     """{layers from the input: (rows, width)}: the mean over each row's tokens, at L what the head would read."""
     num_layers, lengths = reuse.stack.num_layers, split.encoded.lengths
     entries = {depth: reuse.store.read(reuse.key(split, depth)) for depth in range(1, num_layers + 1)}
-    found = {depth: _row_means(entry.array, lengths) if depth < num_layers else np.asarray(entry.array, np.float32)
+    found = {depth: _row_means(as_float32(entry), lengths) if depth < num_layers else as_float32(entry)
              for depth, entry in entries.items() if entry is not None}
     return found | _computed(reuse, split, sorted(set(range(num_layers + 1)) - set(found)))
 

@@ -40,6 +40,7 @@ from finetune.freezing.plan import BACKBONE_PREFIX
 from finetune.models import LayerStack
 from finetune.prefix.reuse import PrefixReuse
 from finetune.training import signals
+from finetune.training.graphs import StepGraphs, clip_gradients, graphs_for, make_recordable
 from finetune.training.memory import asked_for, is_out_of_memory
 from finetune.training.schedule import carry_state, make_optimizer, set_learning_rates
 
@@ -87,6 +88,7 @@ class Trainer:
         self.frozen: dict[str, str] = {}  # name -> digest, as the present plan found them
         self._phase: Hashable = None
         self._scales = layer_scales(self.stack, self.config.layer_decay)
+        self.graphs: StepGraphs | None = graphs_for(self)
 
     @property
     def rows_per_step(self) -> int:
@@ -137,6 +139,8 @@ class Trainer:
         self.frozen = frozen_digests(self.classifier, self.plan)
         optimizer = make_optimizer(self.classifier, self.config, self.born, self._scales)
         carry_state(self.optimizer, optimizer)
+        if self.graphs is not None:
+            make_recordable(optimizer, self.accelerator.device)
         self.optimizer = optimizer
         self._wrap()
 
@@ -188,8 +192,8 @@ class Trainer:
             self.windows_done += 1
             stepped()
         loss = self._mean_loss(epoch)
-        return {"loss": loss, "learning_rate": self.optimizer.param_groups[0]["lr"],
-                "padding_share": padding_share(lengths, batches)}
+        return {"loss": loss, "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+                "padding_share": padding_share(lengths, batches, self.train.width)}
 
     def _mean_loss(self, epoch: int) -> float:
         total = torch.as_tensor(self.loss_sum, device=self.accelerator.device, dtype=torch.float64)
@@ -223,6 +227,11 @@ class Trainer:
     def _step(self, window: list[np.ndarray]) -> Tensor:
         """One optimizer step over the micro-batches of a window; returns this process's summed loss."""
         set_learning_rates(self.optimizer, self.config, self.step, self.total_steps, self.strategy.period)
+        if self.graphs is not None and len(window) == 1 and len(window[0]) == self._global_batch:
+            recorded = self.graphs.step(window[0])
+            if recorded is not None:
+                self.step += 1
+                return recorded
         loss_sum = self._gradients_that_fit(window) if self._may_halve else self._gradients(window)
         self._update()
         return loss_sum
@@ -291,9 +300,7 @@ class Trainer:
         if self.strategy.needs_gradient_norms:
             for part, norm in part_gradient_norms(self.stack).items():
                 self.norms[part] = self.norms.get(part, 0.0) + norm
-        if config.max_grad_norm:
-            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
+        clip_gradients(self.optimizer, config.max_grad_norm)
         if scaler is None:
             self.optimizer.step()
         else:
@@ -308,16 +315,30 @@ class Trainer:
             rows, empty = np.zeros(1, np.int64), True
         else:
             empty = False
-        device = self.accelerator.device
-        with self.accelerator.autocast():
-            logits = self._forward(self.model, self.train, rows)
-        loss = per_example_loss(self.task, logits, self.train.labels(rows).to(device), self.class_weights)
+        loss = self.loss_from(*self.batch(rows))
         return loss * 0 if empty else loss
 
-    def _forward(self, model: nn.Module, split: Collator, rows: np.ndarray) -> Tensor:
+    def batch(self, rows: np.ndarray) -> tuple[dict[str, Tensor], Tensor]:
+        """What the model reads of some training rows, and their labels, on the device."""
+        return self._inputs(self.train, rows), self.train.labels(rows).to(self.accelerator.device)
+
+    def loss_from(self, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
+        """Per-example loss of a batch."""
+        with self.accelerator.autocast():
+            logits = self._run(self.model, inputs, self.train)
+        return per_example_loss(self.task, logits, labels, self.class_weights)
+
+    @property
+    def replay_boundary(self) -> int:
+        return self.prefix.boundary if self.prefix is not None else 0
+
+    def _inputs(self, split: Collator, rows: np.ndarray) -> dict[str, Tensor]:
         if self.prefix is not None:
-            return self.prefix.logits(model, split, rows)
-        return model(**to_device(split(rows), self.accelerator.device))
+            return self.prefix.inputs(split, rows)
+        return to_device(split(rows), self.accelerator.device)
+
+    def _run(self, model: nn.Module, inputs: dict[str, Tensor], split: Collator) -> Tensor:
+        return model(**inputs) if self.prefix is None else self.prefix.run(model, inputs, split)
 
     @torch.no_grad()
     def logits(self, split: Collator) -> np.ndarray:
@@ -328,7 +349,7 @@ class Trainer:
         batches = evaluation_batches(split.encoded.lengths, self.config.per_device_eval_batch_size)
         for rows in batches[accelerator.process_index::accelerator.num_processes]:
             with accelerator.autocast():
-                logits = self._forward(self.classifier, split, rows)
+                logits = self._run(self.classifier, self._inputs(split, rows), split)
             mine.append((rows, logits.float().cpu().numpy()))
             if accelerator.num_processes == 1:  # several would have to agree, and they have different batches
                 signals.check()

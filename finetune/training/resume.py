@@ -21,6 +21,7 @@ from torch import Tensor
 
 from finetune.files import digest_of
 from finetune.freezing import AuditReport
+from finetune.freezing.audit import digest_kind
 from finetune.randomness import stream_seed
 from finetune.training.checkpoint import DamagedCheckpoint
 from finetune.training.loop import Trainer
@@ -38,6 +39,7 @@ def trainer_state(trainer: Trainer) -> tuple[dict[str, Any], Tensors]:
         "micro_batch": trainer.micro_batch, "step": trainer.step, "windows_done": trainer.windows_done,
         "norms": trainer.norms, "born": trainer.born,
         "gradient_norms": trainer.gradient_norms, "frozen": digest_of(trainer.frozen),
+        "frozen_by": digest_kind(trainer.accelerator.device),
         "reached": [asdict(report) for report in trainer.reached],
         "loss_sums": [loss for loss, _ in ranks],
         "phases": [[plan.from_epoch, plan.from_step] for plan in trainer.phases],
@@ -70,7 +72,8 @@ def restore_trainer(trainer: Trainer, state: Mapping[str, Any], tensors: Tensors
     device = trainer.accelerator.device
     trainer.best = {name: tensor.to(device) for name, tensor in _part("best", tensors).items()}
     trainer.put_into_effect()
-    if digest_of(trainer.frozen) != state["frozen"]:
+    comparable = state.get("frozen_by", "xxh3") == digest_kind(device)
+    if comparable and digest_of(trainer.frozen) != state["frozen"]:
         raise DamagedCheckpoint("what is frozen is not what was frozen when it was written")
     _restore_moments(trainer, parameters, tensors)
     if trainer.step:  # as the last step left them: where only the evaluation is left, the history still reads them

@@ -62,7 +62,11 @@ def set_learning_rates(
     rewarm = rewarm_steps(total_steps, period)
     for group in optimizer.param_groups:
         rising = min(1.0, (step - group["born"] + 1) / rewarm) if group["born"] else 1.0
-        group["lr"] = group["peak_lr"] * factor * rising
+        rate = group["peak_lr"] * factor * rising
+        if isinstance(group["lr"], torch.Tensor):  # a recorded step reads it where it is
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def carry_state(old: torch.optim.Optimizer | None, new: torch.optim.Optimizer) -> None:

@@ -14,6 +14,7 @@ from finetune.models import LayerStack, chosen_pooling
 from finetune.models.head import Classifier, Head
 from finetune.prefix.reuse import PrefixReuse
 from finetune.randomness import stream_seed
+from finetune.training.device import bucket_tokens
 from finetune.training.loop import Trainer, per_example_loss
 from finetune.trial.memo import Memo
 from finetune.trial.resolve import ResolvedTrial
@@ -59,14 +60,17 @@ def build_classifier(resolved: ResolvedTrial) -> tuple[Classifier, LayerStack]:
     return classifier, stack.bind(classifier)
 
 
-def encode_splits(resolved: ResolvedTrial) -> dict[str, Collator]:
-    tokenizer = resolved.backbone.tokenizer
+def encode_splits(resolved: ResolvedTrial, device_type: str = "cpu") -> dict[str, Collator]:
+    """Token ids of every split, padded on a GPU to lengths of which few occur."""
+    tokenizer, backbone = resolved.backbone.tokenizer, resolved.backbone
 
     def encoded(split: Split) -> EncodedSplit:
         return _encodings_memo.get((split, tokenizer), resolved.max_length,
                                    lambda: encode_split(split, tokenizer, resolved.max_length))
 
-    return {name: Collator(encoded(split), padding_id(tokenizer), resolved.backbone.padding_side)
+    side = backbone.padding_side
+    return {name: Collator(encoded(split), padding_id(tokenizer), side, bucket_tokens(device_type, side),
+                           backbone.max_tokens)
             for name, split in resolved.data.splits.items()}
 
 

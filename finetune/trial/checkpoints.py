@@ -16,6 +16,8 @@ from finetune.trial.build import build_trainer
 from finetune.trial.environment import differences, environment
 from finetune.trial.state import TrialRun
 
+LITTLE_TO_DO_AGAIN_SECONDS = 30.0
+
 
 def save_checkpoint(run: TrialRun) -> None:
     """Between two steps. Every process takes part, the main one writes; what it costs is no training time."""
@@ -26,8 +28,19 @@ def save_checkpoint(run: TrialRun) -> None:
         trainer_part, tensors = trainer_state(run.trainer)
         if run.accelerator.is_main_process:
             run.checkpoints.save(_as_checkpoint(run, trainer_part, tensors))
+    run.state.safe_seconds = run.state.spent_seconds
     run.state.cost["checkpoint_seconds"] += watch.seconds
     run.state.clock.leave_out(watch.seconds)
+
+
+def save_unless_over(run: TrialRun, over: bool) -> None:
+    """After an epoch. `over`: the record follows at once, so that a checkpoint is left out where doing the work since
+    the newest one again would take less than writing is worth. Several processes write together: a signal to one of
+    them could not make up for it."""
+    little = run.state.spent_seconds - run.state.safe_seconds < LITTLE_TO_DO_AGAIN_SECONDS
+    run.left_out = over and run.accelerator.num_processes == 1 and little
+    if not run.left_out:
+        save_checkpoint(run)
 
 
 def _as_checkpoint(run: TrialRun, trainer_part: dict, tensors: dict[str, torch.Tensor]) -> Checkpoint:
@@ -78,6 +91,7 @@ def _restore(run: TrialRun, checkpoint: Checkpoint) -> None:
     state.best = {**content["best"], "logits": tensors["best_logits"].numpy()} if content["best"] else {}
     state.cost |= content["cost"]
     state.clock.seconds = content["epoch_seconds"]
+    state.safe_seconds = state.spent_seconds
     changed = differences(content["environment"], environment(run.accelerator))
     state.resumes = [*content["resumes"], {"step": checkpoint.step, "changed": changed}]
     if changed:

@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 
 from finetune import __version__
 from finetune.config import TrialConfig
+from finetune.training.device import device_facts, prepare_device
 from finetune.training.processes import meet_others
 
 
@@ -25,7 +26,9 @@ def make_accelerator(config: TrialConfig) -> Accelerator:
     meet_others()
     if AcceleratorState._shared_state:  # Accelerate keeps the first trial's precision for the life of the process
         AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=config.mixed_precision)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    prepare_device(accelerator.device)
+    return accelerator
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
@@ -37,7 +40,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
                      "numpy": np.__version__},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "device_type": device.type, "threads": torch.get_num_threads(), "processes": accelerator.num_processes,
-        "commit": _commit(), "host_cores": os.cpu_count(),
+        "commit": _commit(), "host_cores": os.cpu_count(), **device_facts(device),
     }
 
 

@@ -19,7 +19,7 @@ from finetune.training.memory import peak_memory_bytes, reset_peak_memory
 from finetune.training.resume import digest_of_tensors, own_randomness
 from finetune.training.stopwatch import Stopwatch
 from finetune.trial.build import audited, build_trainer, encode_splits
-from finetune.trial.checkpoints import keep_for_later, resume, save_checkpoint
+from finetune.trial.checkpoints import keep_for_later, resume, save_checkpoint, save_unless_over
 from finetune.trial.environment import make_accelerator
 from finetune.trial.events import Observer
 from finetune.trial.failures import failed_outcome
@@ -58,7 +58,7 @@ def run_trial(config: TrialConfig, *, observer: Observer | None = None, output_d
 
 def _train_and_test(run: TrialRun, started: float) -> TrialOutcome:
     """The method of the experiment."""
-    run.splits = encode_splits(run.resolved)  # data
+    run.splits = encode_splits(run.resolved, run.accelerator.device.type)  # data
     run.trainer = build_trainer(run)  # a fresh backbone with a head on top
     resumed = resume(run)
     if not resumed:
@@ -70,7 +70,12 @@ def _train_and_test(run: TrialRun, started: float) -> TrialOutcome:
     with signals.deferred():
         ended = _train(run)
     run.trainer.check_frozen()  # what was frozen is what was loaded, bit for bit
-    return _test(run, ended)
+    try:
+        return _test(run, ended)
+    except Interrupted:
+        if run.left_out:
+            save_checkpoint(run)
+        raise
 
 
 def _freeze_and_audit(run: TrialRun) -> None:
@@ -90,7 +95,7 @@ def _train(run: TrialRun) -> str:
             if state.add(entry, logits, run.resolved.metric):
                 trainer.best = trainer.weights()
             verdict = _verdict(run, epoch)
-            save_checkpoint(run)
+            save_unless_over(run, verdict != "continue" or epoch == run.resolved.config.num_train_epochs)
             if verdict != "continue":
                 return "pruned"
             trainer.heed_signals()
@@ -149,6 +154,7 @@ def _test(run: TrialRun, ended: str) -> TrialOutcome:
             logits = trainer.logits(run.splits["test"])
             metrics["test"] = last["test"] = metrics_of(run, logits, "test")
             if best["epoch"] != last_entry["epoch"]:
+                run.left_out = False  # from here on the weights are another epoch's
                 trainer.classifier.load_state_dict(trainer.best, strict=False)
                 logits = trainer.logits(run.splits["test"])
                 metrics["test"] = metrics_of(run, logits, "test")

@@ -40,6 +40,7 @@ class TrialState:
     audit: AuditReport | None = None
     resumes: list[dict[str, Any]] = field(default_factory=list)
     clock: Stopwatch = field(default_factory=Stopwatch)  # training seconds of the running epoch
+    safe_seconds: float = 0.0  # of training and evaluation, that a checkpoint holds
 
     def add(self, entry: dict[str, Any], logits: np.ndarray, metric: str) -> bool:
         """One more epoch; returns whether it is the best so far on validation (the earliest on ties)."""
@@ -48,6 +49,11 @@ class TrialState:
             return False
         self.best = {**entry, "logits": logits}
         return True
+
+    @property
+    def spent_seconds(self) -> float:
+        """Training and evaluation so far."""
+        return self.cost["train_seconds"] + self.cost["evaluation_seconds"] + self.clock.seconds
 
 
 def _better(entry: dict[str, Any], best: dict[str, Any], metric: str) -> bool:
@@ -66,6 +72,7 @@ class TrialRun:
     state: TrialState = field(default_factory=TrialState)
     splits: dict[str, Collator] = field(default_factory=dict)
     trainer: Trainer | None = None
+    left_out: bool = False  # the last epoch's checkpoint, and the trainer is as it would hold it
 
     def __post_init__(self) -> None:
         self.checkpoints = Checkpoints(self.output_dir, self.resolved.trial_id) if self.output_dir else None

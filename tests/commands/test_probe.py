@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from finetune.config import TrialConfig
+from finetune.data.encoding.batches import to_device
 from finetune.prefix.reuse import PrefixReuse
 from finetune.results import RecordStore
 from finetune.sweep.probe import depth_features, fit, layer_probe
@@ -26,7 +27,9 @@ def config(tiny_bert_dir, tmp_path, monkeypatch):
 def reuse_of(config):
     resolved = resolve_trial(config)
     classifier, stack = build_classifier(resolved)
-    splits = encode_splits(resolved)
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # a trial's entries are those of its device
+    classifier.to(device)
+    splits = encode_splits(resolved, device)
     return PrefixReuse(classifier, stack, resolved.prefix, list(splits.values()), contextlib.nullcontext), splits
 
 
@@ -34,14 +37,14 @@ def test_features_are_the_mean_of_the_models_own_hidden_states(config):
     reuse, splits = reuse_of(config)
     split, rows = splits["validation"], np.arange(8)
     found = depth_features(reuse, split)
-    inputs = split(rows)
+    inputs = to_device(split(rows), reuse.device)
     with torch.no_grad():
         hidden = reuse.stack.model.eval()(**inputs, output_hidden_states=True).hidden_states
     mask = inputs["attention_mask"].unsqueeze(-1)
     assert sorted(found) == [0, 1, 2, 3, 4]
     for depth, state in enumerate(hidden):
         expected = (state * mask).sum(1) / mask.sum(1)
-        assert found[depth][rows] == pytest.approx(expected.numpy(), abs=1e-5)
+        assert found[depth][rows] == pytest.approx(expected.cpu().numpy(), abs=1e-5)
 
 
 def test_stored_activations_give_the_same_features(config):

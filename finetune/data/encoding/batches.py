@@ -1,8 +1,8 @@
-"""Batches: length-grouped for training, length-sorted for evaluation; padded to their own longest row."""
+"""Batches: length-grouped for training, length-sorted for evaluation; padded to their own longest row, or a bucket."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,23 +42,35 @@ def evaluation_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]
     return [rows[start:start + batch_size] for start in range(0, len(rows), batch_size)]
 
 
-def padding_share(lengths: np.ndarray, batches: list[np.ndarray]) -> float:
-    """Share of the tokens in the batches that are padding."""
-    padded = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
+def padding_share(lengths: np.ndarray, batches: list[np.ndarray],
+                  width: Callable[[np.ndarray], int] | None = None) -> float:
+    """Share of the tokens in the batches that are padding; `width` of a batch, by default its longest row's."""
+    padded = sum(len(rows) * (width(rows) if width else int(lengths[rows].max())) for rows in batches)
     return 1 - float(lengths.sum()) / padded if padded else 0.0
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Rows of an encoded split -> the tensors of one batch. `side` is where the tokenizer pads."""
+    """Rows of an encoded split -> the tensors of one batch. `side` is where the tokenizer pads.
+
+    Batches are as long as the next multiple of `bucket` tokens, but not longer than `limit`, the model's own.
+    """
 
     encoded: EncodedSplit
     pad_token_id: int
     side: str = "right"
+    bucket: int = 1
+    limit: int | None = None
+
+    def width(self, rows: np.ndarray) -> int:
+        """How many tokens a batch of these rows has."""
+        longest = int(self.encoded.lengths[rows].max())
+        padded = -(-longest // self.bucket) * self.bucket
+        return padded if self.limit is None else max(longest, min(padded, self.limit))
 
     def __call__(self, rows: np.ndarray) -> dict[str, Tensor]:
         """input_ids, attention_mask (and token_type_ids) (batch, tokens) int64; labels (batch, …)."""
-        width = int(self.encoded.lengths[rows].max())
+        width = self.width(rows)
         batch = {
             "input_ids": self._padded(self.encoded.input_ids, rows, width, self.pad_token_id),
             "attention_mask": self._padded([np.ones(n, np.int64) for n in self.encoded.lengths[rows]],

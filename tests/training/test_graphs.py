@@ -1,0 +1,157 @@
+"""Recorded training steps: with a twin that records nothing, everything but the recording leaves the numbers alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from families import build
+from training import trainer_for
+
+from finetune.config import KNOBS, TrialConfig
+from finetune.training import graphs, loop
+from finetune.training.graphs import EagerTwin, StepGraphs, graphs_for, make_recordable
+from finetune.trial import run_trial
+
+KNOBS_OF_20_STEPS = {"num_train_epochs": 5, "learning_rate": 1e-3, "head_learning_rate": 1e-3, "freeze_depth": 1}
+
+
+def losses(recorder=None, count=16, family="BERT", **knobs):
+    """Of every step, and the trainer; by `recorder` where there is one."""
+    torch.manual_seed(0)
+    trainer = trainer_for(build(family), count=count, **{**KNOBS_OF_20_STEPS, **knobs})
+    trainer.said = said = []
+    trainer.said = said.append
+    if recorder is not None:
+        trainer.graphs = StepGraphs(trainer, recorder)
+    found, original = [], trainer._step
+
+    def noting(window):
+        found.append(float(original(window)))
+        return torch.tensor(found[-1], dtype=torch.float64)
+
+    trainer._step = noting
+    for epoch in range(1, trainer.config.num_train_epochs + 1):
+        trainer.train_epoch(epoch, lambda: None)
+        trainer.end_epoch()
+    trainer.check_frozen()
+    return found, trainer, said
+
+
+@pytest.mark.parametrize("knobs", [{}, {"mixed_precision": "bf16"}, {"max_grad_norm": 0.0}, {"freeze_depth": 3},
+                                   {"strategy": "lp_ft:2", "freeze_depth": None}], ids=str)
+def test_twenty_steps_are_those_of_eager_training_dropout_included(knobs):
+    eager, plain, _ = losses(**knobs)
+    replayed, trainer, said = losses(EagerTwin(), **knobs)
+    phases = len(trainer.phases)
+    assert trainer.graphs.refused is None and not said
+    assert len(eager) == 20 and trainer.graphs.replays == 20 - phases, "the first step of a plan is audited"
+    np.testing.assert_allclose(replayed, eager, rtol=1e-5, atol=1e-5)
+    for (name, ours), theirs in zip(trainer.classifier.named_parameters(), plain.classifier.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(plain.optimizer.param_groups[0]["lr"], rel=1e-6)
+
+
+def test_a_ragged_last_batch_is_computed_as_ever():
+    eager, _, _ = losses(count=18)
+    replayed, trainer, _ = losses(EagerTwin(), count=18)
+    assert len(eager) == 25 and trainer.graphs.replays == 25 - 5 - 1
+    np.testing.assert_allclose(replayed, eager, rtol=1e-5, atol=1e-5)
+
+
+def test_the_masks_of_two_replays_differ():
+    recorded = losses(EagerTwin(), learning_rate=1e-12, head_learning_rate=1e-12, head_dropout=0.5)[0]
+    assert len(set(recorded)) == len(recorded)
+
+
+class Breaks(EagerTwin):
+    """A driver that refuses the n-th recording after it has half begun."""
+
+    def __init__(self, error):
+        self.error, self.forgotten = error, 0
+
+    def record(self, run):
+        raise self.error
+
+    def forget_failure(self):
+        self.forgotten += 1
+
+
+@pytest.mark.parametrize("error, reason", [
+    (RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors"), "not permitted"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "no memory"),
+    (ValueError(), "ValueError"),
+])
+def test_what_cannot_be_recorded_is_computed_with_one_sentence(error, reason):
+    eager, _, _ = losses()
+    found, trainer, said = losses(Breaks(error))
+    assert found == pytest.approx(eager, rel=1e-6) and trainer.graphs.replays == 0
+    assert len(said) == 1 and reason in said[0] and "\n" not in said[0] and trainer.graphs.recorder.forgotten == 1
+
+
+def test_a_model_that_draws_on_the_host_is_seen():
+    values = {"input_ids": torch.zeros(1)}
+    with graphs._same_randomness_afterwards(values) as drawn:
+        before = np.random.get_state()[1].copy()
+        np.random.rand()
+    assert drawn.on_host and (np.random.get_state()[1] == before).all()
+    with graphs._same_randomness_afterwards(values) as drawn:
+        torch.rand(3)
+    assert not drawn.on_host, "on a CPU that is the device's own generator"
+
+
+def test_one_recording_per_shape_and_none_of_an_earlier_plan():
+    made = []
+
+    class Counting(EagerTwin):
+        def record(self, run):
+            made.append(1)
+            return run
+
+    _, trainer, _ = losses(Counting(), strategy="lp_ft:2", freeze_depth=None)
+    shapes = {trainer.train.width(rows) for epoch in range(1, 6)
+              for rows in loop.training_batches(trainer.train.encoded.lengths, 4, 1, epoch)}
+    assert len(shapes) <= len(made) <= 2 * len(shapes) and len(trainer.graphs._steps) <= len(shapes)
+
+
+def test_learning_rates_are_written_where_a_recording_reads_them():
+    trainer = trainer_for(build("BERT"), **KNOBS_OF_20_STEPS)
+    trainer.enter(1)
+    make_recordable(trainer.optimizer, torch.device("cpu"))
+    place = trainer.optimizer.param_groups[0]["lr"]
+    loop.set_learning_rates(trainer.optimizer, trainer.config, 3, 20)
+    assert trainer.optimizer.param_groups[0]["lr"] is place and float(place) > 0
+
+
+@pytest.mark.parametrize("knobs", [{"gradient_accumulation_steps": 2}, {"auto_micro_batch": True},
+                                   {"gradient_checkpointing": True}, {"cuda_graphs": "false"},
+                                   {"num_train_epochs": 1}], ids=str)
+def test_where_it_cannot_be_done_or_does_not_pay_nothing_is_recorded(knobs):
+    trainer = trainer_for(build("BERT"), count=64 if "num_train_epochs" not in knobs else 16,
+                          **{**KNOBS_OF_20_STEPS, **knobs})
+    assert graphs_for(trainer, EagerTwin()) is None
+    assert trainer.graphs is None, "and never on a CPU"
+
+
+def test_the_knob_is_no_part_of_a_trials_identity(tiny_bert_dir):
+    assert KNOBS["cuda_graphs"].in_trial_id == "no"
+    assert TrialConfig.from_mapping({"cuda_graphs": True}).cuda_graphs == "true"
+    assert TrialConfig.from_mapping({"cuda_graphs": "false"}).cuda_graphs == "false"
+
+
+def test_a_whole_trial_with_reuse_and_the_twin_is_that_of_eager_steps(tiny_bert_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path))
+    knobs = {"model_name_or_path": str(tiny_bert_dir), "train_size": 40, "evaluation_size": 20, "max_length": 24,
+             "num_train_epochs": 2, "per_device_train_batch_size": 8}
+    for depth in (0, 2, 4):
+        config = TrialConfig.from_mapping({**knobs, "freeze_depth": depth})
+        monkeypatch.undo()
+        monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path))
+        plain = run_trial(config)
+        made = []
+        monkeypatch.setattr(loop, "graphs_for", lambda trainer, made=made: made.append(
+            StepGraphs(trainer, EagerTwin())) or made[-1])
+        found = run_trial(config)
+        assert made[-1].replays == 9 and made[-1].refused is None
+        np.testing.assert_allclose(found.predictions["test_logits"], plain.predictions["test_logits"], atol=1e-4)
+        assert found.record.prefix["used"] == (depth > 0)
