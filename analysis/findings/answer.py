@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from analysis.findings import verdict
+from analysis.findings import premises, verdict
 from analysis.findings.curves import Curve, Point
 from analysis.findings.words import count, margin_text, percent, points, signed
 from analysis.load.records import Arm
@@ -59,14 +59,14 @@ def _which(names: list[str], curves: Sequence[Curve]) -> str:
 
 
 def _deepest(curve: Curve, margin: float) -> str:
-    if (reason := verdict.blocked(curve)) is not None:
+    if (reason := verdict.blocked(curve, margin)) is not None:
         return f"no verdict, {reason}"
     depth = verdict.deepest_safe(curve, margin).freeze_depth
     return "none is shown" if depth is None else Arm("", depth).name
 
 
 def _one(curve: Curve, margin: float) -> Answer:
-    headline, detail = _verdict(curve, margin) if verdict.blocked(curve) is None else _no_verdict(curve)
+    headline, detail = _verdict(curve, margin) if verdict.blocked(curve, margin) is None else _no_verdict(curve, margin)
     text = " ".join(part for part in (detail, _strategies(curve)) if part)
     return Answer(headline, [text] if text else [])
 
@@ -102,7 +102,20 @@ def _verdict(curve: Curve, margin: float) -> tuple[str, str]:
     bound = max(verdict.loss_bound(point, curve), 0.0)
     headline = (f"You can freeze {depth_phrase(curve, point)} of {where(curve)}: it loses at most {points(bound)} "
                 f"points of {curve.metric} against full fine-tuning (95% confidence){_saving(curve, point)}.")
+    headline = " ".join(part for part in (headline, _doubts(curve, point)) if part)
     return headline, " ".join(part for part in (_up_to(curve, safe), _own_level(safe), _deeper(curve, safe)) if part)
+
+
+def _doubts(curve: Curve, point: Point) -> str:
+    """What the verdict's sentence must not be read without: a reference in doubt, circumstances that differ."""
+    told = []
+    if better := premises.better_than_reference(curve):
+        told.append(f"But the reference is in doubt: full fine-tuning is {points(-better[0].loss.estimate)} points "
+                    f"worse than {better[0].arm.name}. {premises.against_best(curve, point)}")
+    if differing := premises.confounds(curve, point):
+        told.append(f"But {point.arm.name} and full fine-tuning differ in {', '.join(differing)} too: the "
+                    "comparison is confounded.")
+    return " ".join(told)
 
 
 def _up_to(curve: Curve, safe: verdict.Safe) -> str:
@@ -153,9 +166,9 @@ def _saving(curve: Curve, point: Point) -> str:
     return f" and trains in {own / full:.0%} of the time" if own and full and own < full else ""
 
 
-def _no_verdict(curve: Curve) -> tuple[str, str]:
+def _no_verdict(curve: Curve, margin: float) -> tuple[str, str]:
     """What can be said without one: the deepest depth's change, or the best level."""
-    headline = f"No verdict for {where(curve)}: {verdict.blocked(curve)}."
+    headline = f"No verdict for {where(curve)}: {verdict.blocked(curve, margin)}."
     deepest = next((p for p in reversed(verdict.sequence(curve)) if p.loss is not None), None)
     if deepest is None:
         best = max(curve.points, key=lambda p: curve.sign * p.interval.estimate)

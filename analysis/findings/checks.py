@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis.findings import checks_tuning
+from analysis.findings import checks_tuning, premises
 from analysis.findings.curves import Curve
 from analysis.findings.words import count, names, percent, seeds
 from analysis.load.groups import distinct
@@ -35,6 +35,7 @@ def all_warnings(loaded: Loaded, curves: Sequence[Curve], margins: Sequence[floa
             for text in check(curve):
                 where[text].append(curve.name)
         found += [Warning(kind, _located(text, found_at, len(curves))) for text, found_at in where.items()]
+    found += [Warning("vacuous-margin", text) for curve in curves for text in margin_is_vacuous(curve, margins)]
     found += [Warning("margin", text) for curve in curves for text in margin_changed(curve, margins)]
     return list(dict.fromkeys(found))
 
@@ -149,13 +150,22 @@ def margin_changed(curve: Curve, margins: Sequence[float]) -> Iterator[str]:
                f"{', '.join(f'{m:g}' for m in planned)}): a verdict at it is exploratory")
 
 
+def margin_is_vacuous(curve: Curve, margins: Sequence[float]) -> Iterator[str]:
+    for margin in margins:
+        if reason := premises.vacuous_margin(curve, margin):
+            yield reason
+
+
 CHECKS: list[tuple[str, Callable[[Curve], Iterator[str]]]] = [
-    ("no-reference", no_reference), ("missing-seeds", missing_seeds), ("test-leak", checks_tuning.leak),
+    ("no-reference", no_reference), ("missing-seeds", missing_seeds), ("identical-seeds", premises.identical_seeds),
+    ("confounded", premises.confounded), ("reference-in-doubt", premises.weak_reference),
+    ("test-leak", checks_tuning.leak),
     ("predictions", measuring), ("not-confirmed", checks_tuning.not_confirmed), ("few-seeds", few_seeds),
     ("fewer-seeds", fewer_seeds), ("unpaired-seeds", unpaired), ("collapsed-seeds", collapsed_seeds),
     ("failed-trials", failed_trials), ("unequal-budgets", checks_tuning.unequal_budgets),
     ("unequal-epochs", checks_tuning.unequal_epochs), ("edge-of-grid", checks_tuning.edge_of_grid),
     ("not-converged", checks_tuning.not_converged), ("inert-knob", checks_tuning.inert_knobs),
     ("outside-plan", outside_plan), ("repeated-trials", repeated_trials), ("mixed-devices", mixed_devices),
+    ("mixed-circumstances", premises.mixed_circumstances),
     ("halved-batches", halved_batches),
 ]

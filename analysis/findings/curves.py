@@ -15,6 +15,7 @@ from analysis.load.protocol import Choice, Protocol, baseline_value
 from analysis.load.records import Arm, Trial
 from analysis.statistics import metrics, stats
 from analysis.statistics.stats import Interval, Parts, Population
+from finetune.results import PREDICTIONS_FILE
 from finetune.training.evaluation import higher_is_better
 
 SPLIT = "test"
@@ -231,6 +232,18 @@ def _recorded(trial: Trial, metric: str) -> float:
     return math.nan if value is None else value
 
 
+def _without_copies(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials whose weights and predictions no earlier one has, bit for bit: two copies are one draw, not two."""
+    kept, seen = [], set()
+    for trial in trials:
+        marks = {mark for mark in (("weights", trial.record.weights),
+                                   ("predictions", trial.record.files.get(PREDICTIONS_FILE))) if mark[1]}
+        if not marks & seen:
+            kept.append(trial)
+        seen |= marks
+    return kept
+
+
 class _Reader:
     """Reads predictions once, insists that all are of the same rows, and keeps only what statistics need."""
 
@@ -242,8 +255,8 @@ class _Reader:
         self.notes: list[str] = []
 
     def measure(self, choice: Choice) -> Measured:
-        trials = [choice.setting.trials[seed] for seed in choice.setting.seeds]
-        seeds = tuple(choice.setting.seeds)
+        trials = _without_copies([choice.setting.trials[seed] for seed in choice.setting.seeds])
+        seeds = tuple(trial.seed for trial in trials)
         read = [self._one(trial) for trial in trials]
         if any(one is None for one in read):
             return Measured(seeds, np.array([_recorded(trial, self.metric) for trial in trials]))

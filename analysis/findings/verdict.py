@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from analysis.findings import premises
 from analysis.findings.curves import Curve, Measured, Point, difference
 from analysis.findings.words import points
 from analysis.load.records import Arm
@@ -82,8 +83,8 @@ def sequence(curve: Curve) -> list[Point]:
     return [point for point in curve.depths if not point.arm.is_reference]
 
 
-def blocked(curve: Curve) -> str | None:
-    """Why no verdict can be given, or None."""
+def blocked(curve: Curve, margin: float | None = None) -> str | None:
+    """Why no verdict can be given (at this margin, where one is named), or None."""
     if curve.reference is None:
         return "full fine-tuning (freeze_depth 0) is not among the results"
     if not sequence(curve):
@@ -93,9 +94,11 @@ def blocked(curve: Curve) -> str | None:
         return f"seeds without a result ({lost})"
     if curve.protocol.without_result:
         return "no result at all at " + ", ".join(arm.name for arm in curve.protocol.without_result)
+    if premises.seeds_are_copies(curve):
+        return "all seeds of a setting gave the same result, bit for bit: they are one seed"
     if curve.n_seeds < stats.VERDICT_SEEDS:
         return f"{curve.n_seeds} seed{'s' * (curve.n_seeds > 1)}; a verdict needs {stats.VERDICT_SEEDS}"
-    return None
+    return None if margin is None else premises.vacuous_margin(curve, margin)
 
 
 def _seeds(missing: dict[int, str]) -> str:
@@ -109,7 +112,7 @@ def test_level(curve: Curve, confidence: float = CONFIDENCE) -> float:
 
 def deepest_safe(curve: Curve, margin: float, confidence: float = CONFIDENCE) -> Safe:
     """The deepest depth that a bisection shows to lose at most the margin, each test at `test_level`."""
-    reason = blocked(curve)
+    reason = blocked(curve, margin)
     if reason is not None:
         return Safe(margin, confidence, None, f"no verdict: {reason}", [], False)
     depths, each = sequence(curve), test_level(curve, confidence)

@@ -34,7 +34,7 @@ def summarize(curves: Sequence[Curve], margins: Sequence[float], warnings: Seque
         ],
         "kept_gain": [{**_curve(curve), **verdict.kept(curve, share)._asdict()}
                       for curve in curves for share in verdict.KEPT_SHARES],
-        **_same_or_list([_method(curve) for curve in curves]),
+        **_same_or_list([_method(curve, margins[0]) for curve in curves]),
         "comparisons": [comparison._asdict() for comparison in all_comparisons(curves)],
         "pareto": [
             {"cost": cost.name, **point._asdict()}
@@ -62,12 +62,12 @@ def _identity(curve: Curve) -> dict[str, Any]:
     }
 
 
-def _method(curve: Curve) -> dict[str, Any]:
+def _method(curve: Curve, margin: float) -> dict[str, Any]:
     return {
         "interval_method": METHODS[curve.population], "population": curve.population, "n_seeds": curve.n_seeds,
         "n_examples": curve.n_examples, "detectable_margin": detectable(curve),
         "confirmed": curve.protocol.confirmed,
-        "verdict": verdict.blocked(curve) is None, "verdict_seeds": VERDICT_SEEDS,
+        "verdict": verdict.blocked(curve, margin) is None, "verdict_seeds": VERDICT_SEEDS,
     }
 
 

@@ -1,0 +1,220 @@
+"""What the report's sentences rest on, and the checks that notice where it does not hold.
+
+Copies instead of seeds, arms that differ in more than what is frozen, a reference that is no good one, a margin that
+any constant answer would keep.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from statistics import fmean
+from typing import Any
+
+from analysis.findings.curves import Curve, Point, difference
+from analysis.findings.words import margin_text, points, seeds
+from analysis.load.records import Arm, Trial, flatten
+from analysis.statistics import stats
+
+VACUOUS_SHARE = 0.5  # a margin of at least this share of the gain over the baseline means nothing
+MEANINGFUL_SHARE = 0.1  # of the gain: what is proposed instead
+BALANCED = 0.25  # shares of a value in two arms that differ by less are a mixture that is balanced
+LEVEL = 0.05
+# What of a record's configuration is a circumstance rather than a question, unless the sweep itself searches over it.
+CIRCUMSTANCES = ("mixed_precision", "attn_implementation")
+IRRELEVANT = ("host_cores",)  # of the environment: changes no number and is told by nothing else
+
+
+# -- copies instead of seeds -------------------------------------------------------------------------------------------
+
+def copies(point: Point) -> list[int]:
+    """Seeds that are left out because another seed of the setting has the same weights or predictions, bit for bit."""
+    return [seed for seed in point.choice.setting.seeds if seed not in point.measured.seeds]
+
+
+def seeds_are_copies(curve: Curve) -> bool:
+    """Whether the seed acts on nothing: every setting with several seeds has one result."""
+    several = [point for point in curve.points if len(point.choice.setting.seeds) > 1]
+    return bool(several) and all(len(point.measured.seeds) == 1 for point in several)
+
+
+def identical_seeds(curve: Curve) -> Iterator[str]:
+    for point in curve.points:
+        if left_out := copies(point):
+            yield (f"{point.arm.name}: {seeds(left_out)} gave the same weights or predictions as another seed, bit for "
+                   f"bit, and count as one with it ({len(point.measured.seeds)} left)")
+    if seeds_are_copies(curve):
+        yield ("the seed changes nothing at any setting, so that there is one result and no verdict; it decides head "
+               "initialisation, data order, dropout and (where subset_seed is not set) the rows of train_size: a "
+               "command that does not pass --seed on, or records copied from one trial, would look like this")
+
+
+# -- arms that differ in more than what is frozen ----------------------------------------------------------------------
+
+def circumstances(trial: Trial) -> dict[str, Any]:
+    """Where and how a trial was trained, by dotted name: its environment, number format, attention, processes."""
+    record = trial.record
+    found = {name.removeprefix("versions."): value for name, value in flatten(record.environment).items()
+             if name not in IRRELEVANT}
+    found |= {name: record.config.get(name) for name in CIRCUMSTANCES}
+    found["processes"] = record.environment.get("processes", record.effective.get("processes"))
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def mixtures(curve: Curve) -> dict[str, dict[Arm, Counter[str]]]:
+    """Circumstance -> arm -> how often each value occurs, for those that are not the same everywhere."""
+    found: dict[str, dict[Arm, Counter[str]]] = defaultdict(dict)
+    for point in curve.points:
+        for trial in point.trials:
+            for name, value in circumstances(trial).items():
+                if name not in curve.protocol.group.tuned:
+                    found[name].setdefault(point.arm, Counter())[str(value)] += 1
+    return {name: arms for name, arms in found.items() if len(set().union(*arms.values())) > 1}
+
+
+def is_balanced(arms: Mapping[Arm, Counter[str]]) -> bool:
+    """Whether every value has about the same share in every arm."""
+    values = set().union(*arms.values())
+    shares = {value: [counts[value] / counts.total() for counts in arms.values()] for value in values}
+    return all(max(of_value) - min(of_value) < BALANCED for of_value in shares.values())
+
+
+def confounded(curve: Curve) -> Iterator[str]:
+    for name, arms in mixtures(curve).items():
+        if not is_balanced(arms):
+            yield (f"{name} is not the same in all arms ({_told(arms)}): a difference between them may be its doing, "
+                   "not that of what is frozen; train the arms under the same circumstances")
+
+
+def mixed_circumstances(curve: Curve) -> Iterator[str]:
+    for name, arms in mixtures(curve).items():
+        if is_balanced(arms):
+            values = sorted(set().union(*arms.values()))
+            yield f"{name} varies ({', '.join(values)}), about equally in every arm: it widens intervals, no more"
+
+
+def _told(arms: Mapping[Arm, Counter[str]]) -> str:
+    by_values: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for arm, counts in arms.items():
+        by_values[tuple(sorted(counts))].append(arm.name)
+    return "; ".join(f"{' and '.join(values)} at {', '.join(named)}" for values, named in by_values.items())
+
+
+def confounds(curve: Curve, point: Point) -> list[str]:
+    """The circumstances in which a point differs from full fine-tuning."""
+    reference = curve.reference
+    if reference is None:
+        return []
+    return [name for name, arms in mixtures(curve).items() if point.arm in arms and reference.arm in arms
+            and not is_balanced({arm: arms[arm] for arm in (point.arm, reference.arm)})]
+
+
+# -- a reference that is no good one -----------------------------------------------------------------------------------
+
+def better_than_reference(curve: Curve) -> list[Point]:
+    """Arms that beat full fine-tuning by more than chance (two-sided, Holm-adjusted at 5%), the best first."""
+    others = [point for point in curve.points if point.loss is not None and not math.isnan(point.loss.seeds)]
+    adjusted = stats.holm([stats.p_value(point.loss, curve.population) for point in others])
+    better = [point for point, p in zip(others, adjusted, strict=True) if p < LEVEL and point.loss.estimate < 0]
+    return sorted(better, key=lambda point: point.loss.estimate)
+
+
+def weak_reference(curve: Curve) -> Iterator[str]:
+    if better := better_than_reference(curve):
+        best = better[0]
+        yield (f"full fine-tuning is {points(-best.loss.estimate)} points worse than {best.arm.name}, more than "
+               f"chance: it may not be as good as it can be, and what freezing loses against it is in doubt"
+               f"{_evidence(curve, best)}")
+
+
+def _evidence(curve: Curve, best: Point) -> str:
+    """What the records say of why: rates, learning curve, train loss, collapsed seeds."""
+    reference = curve.reference
+    assert reference is not None
+    told = [*_edges(reference), *_learning(reference), *_losses(reference, best), *_collapsed(curve, reference)]
+    return f" ({'; '.join(told)})" if told else " (neither its rates nor its learning curve say why)"
+
+
+def _edges(reference: Point) -> Iterator[str]:
+    for name in ("learning_rate", "head_learning_rate"):
+        tried = sorted({value for setting in reference.choice.candidates
+                        if (value := setting.example.knobs.get(name)) is not None})
+        value = reference.choice.setting.example.knobs.get(name)
+        if len(tried) == 1:
+            yield f"only one {name} was tried for it, {tried[0]:g}"
+        elif value in (tried[0], tried[-1]) if tried else False:
+            yield f"its {name} {value:g} is at the edge of what was tried"
+
+
+def _learning(reference: Point) -> Iterator[str]:
+    histories = [trial.record.history for trial in reference.trials if trial.record.history]
+    if not histories:
+        return
+    last = sum(trial.record.best_epoch == len(trial.record.history) for trial in reference.trials)
+    first = sum(trial.record.best_epoch == 1 for trial in reference.trials if len(trial.record.history) > 1)
+    if 2 * last > len(histories):
+        yield "its best epoch is the last one in most seeds: undertrained"
+    elif 2 * first > len(histories):
+        yield "its best epoch is the first one in most seeds: overfit, or too large a rate"
+
+
+def _losses(reference: Point, best: Point) -> Iterator[str]:
+    own, others = _train_loss(reference), _train_loss(best)
+    if own is not None and others is not None:
+        yield f"its training loss ends at {own:.3g}, that of {best.arm.name} at {others:.3g}"
+
+
+def _train_loss(point: Point) -> float | None:
+    found = [trial.record.history[-1].get("train", {}).get("loss") for trial in point.trials if trial.record.history]
+    known = [value for value in found if isinstance(value, int | float)]
+    return fmean(known) if known else None
+
+
+def _collapsed(curve: Curve, reference: Point) -> Iterator[str]:
+    if curve.baseline is None:
+        return
+    gain = curve.sign * (reference.measured.values - curve.baseline)
+    if near := sum(value < 0.25 * max(gain.max(), 1e-12) for value in gain):
+        yield f"{near} of its {len(gain)} seeds stayed near the baseline"
+
+
+def against_best(curve: Curve, point: Point) -> str:
+    """'Against depth 4, the best arm, it loses 0.3 points, at most 0.9.', where the reference is in doubt."""
+    better = better_than_reference(curve)
+    if not better:
+        return ""
+    best = better[0]
+    if best.arm == point.arm:
+        return "It is the best of all arms itself."
+    found = difference(best.measured.times(curve.sign), point.measured.times(curve.sign))
+    if found is None:
+        return ""
+    bound = stats.upper_bound(found[0], curve.population)
+    return (f"Against {best.arm.name}, the best arm, it loses {points(found[0].estimate)} points, at most "
+            f"{points(bound)} (95% confidence).")
+
+
+# -- a margin that means nothing ---------------------------------------------------------------------------------------
+
+def vacuous_margin(curve: Curve, margin: float) -> str | None:
+    """Why a verdict at this margin would say nothing, and what would; None where it is clearly below the gain."""
+    if curve.reference is None or curve.baseline is None:
+        return None
+    gain = curve.sign * (curve.reference.interval.estimate - curve.baseline)
+    if margin < VACUOUS_SHARE * gain:
+        return None
+    if gain <= 0:
+        return (f"full fine-tuning does not beat the baseline in {curve.metric} (it gains {points(gain)} points), so "
+                f"that there is nothing that freezing could lose{_other_metric(curve)}")
+    return (f"a margin of {margin_text(margin)} is not clearly below what full fine-tuning gains over the baseline "
+            f"({points(gain)} points of {curve.metric}): an answer that never reads the text would nearly pass"
+            f"{_other_metric(curve)}, or a margin of about {100 * MEANINGFUL_SHARE * gain:.2g} points ("
+            f"{MEANINGFUL_SHARE:.0%} of the gain); the kept share of the gain is in its own table")
+
+
+def _other_metric(curve: Curve) -> str:
+    known = curve.reference.trials[0].record.metrics.get("test", {}) if curve.reference else {}
+    better = next((name for name in ("f1_macro", "f1", "matthews_correlation") if name in known
+                   and name != curve.metric), None)
+    return f"; take --metric {better}, which a constant answer does not do well in" if better else ""
