@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-faults lint bench clean
+.PHONY: demo test test-slow test-faults test-gpu lint bench bench-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/finetune sweep sweeps/quickstart.yaml --output_dir runs/quickstart
@@ -18,6 +18,16 @@ test-slow: $(STAMP)
 
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "fault or faults"
+
+# What means something on a GPU, with the Python that has torch there: make test-gpu GPU_PYTHON=python3
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+GPU_TESTS := tests/gpu tests/training/test_device.py tests/training/test_graphs.py tests/prefix \
+	tests/commands/test_probe.py tests/training/test_randomness_streams.py
+test-gpu:
+	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(GPU_PYTHON) -m pytest -rs $(GPU_TESTS)
+
+bench-gpu:
+	$(GPU_PYTHON) benchmarks/gpu.py --out runs/gpu.json
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/speed.py --out runs/bench.json

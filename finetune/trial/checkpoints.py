@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import copy
+from dataclasses import asdict, replace
 
 import accelerate
 import torch
@@ -17,6 +18,7 @@ from finetune.trial.environment import differences, environment
 from finetune.trial.state import TrialRun
 
 LITTLE_TO_DO_AGAIN_SECONDS = 30.0
+WRITES_BESIDE = frozenset({"cuda"})  # kinds of device that train on while the host writes a checkpoint
 
 
 def save_checkpoint(run: TrialRun) -> None:
@@ -27,10 +29,22 @@ def save_checkpoint(run: TrialRun) -> None:
     with watch:
         trainer_part, tensors = trainer_state(run.trainer)
         if run.accelerator.is_main_process:
-            run.checkpoints.save(_as_checkpoint(run, trainer_part, tensors))
+            _write(run, _as_checkpoint(run, trainer_part, tensors))
     run.state.safe_seconds = run.state.spent_seconds
     run.state.cost["checkpoint_seconds"] += watch.seconds
     run.state.clock.leave_out(watch.seconds)
+
+
+def _write(run: TrialRun, checkpoint: Checkpoint) -> None:
+    """Beside training on a GPU, whose tensors have come to the host as copies; whoever needs it there waits."""
+    device = run.accelerator.device.type
+    if device not in WRITES_BESIDE:
+        run.checkpoints.save(checkpoint)
+        return
+    own = replace(checkpoint, state=copy.deepcopy(checkpoint.state))
+    if device == "cpu":
+        own = replace(own, tensors={name: tensor.clone() for name, tensor in own.tensors.items()})
+    run.background.run(lambda: run.checkpoints.save(own))
 
 
 def save_unless_over(run: TrialRun, over: bool) -> None:
@@ -102,6 +116,7 @@ def _restore(run: TrialRun, checkpoint: Checkpoint) -> None:
 def keep_for_later(run: TrialRun, interruption: Interrupted) -> str:
     """A signal has come: keep what is done. Returns "pruned" where it means that the trial shall end with a record."""
     save_checkpoint(run)
+    run.background.wait()
     verdict = [run.observer.interrupted(interruption.signum)]
     if run.accelerator.num_processes > 1:
         accelerate.utils.broadcast_object_list(verdict)

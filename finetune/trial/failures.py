@@ -23,6 +23,7 @@ def failed_outcome(run: TrialRun, error: Exception) -> TrialOutcome:
 
 
 def _failed(run: TrialRun, kind: str, message: str) -> TrialOutcome:
+    run.background.close()
     if kind in REPEATS_ITSELF and run.checkpoints is not None and run.accelerator.is_main_process:
         run.checkpoints.remove()
     record = fill_record(run, "failed").model_copy(update={"error": {"kind": kind, "message": message}})

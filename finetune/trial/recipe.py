@@ -71,10 +71,13 @@ def _train_and_test(run: TrialRun, started: float) -> TrialOutcome:
         ended = _train(run)
     run.trainer.check_frozen()  # what was frozen is what was loaded, bit for bit
     try:
-        return _test(run, ended)
+        outcome = _test(run, ended)
+        run.background.wait()
+        return outcome
     except Interrupted:
         if run.left_out:
             save_checkpoint(run)
+        run.background.wait()
         raise
 
 

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from finetune.data.encoding.batches import Collator
 from finetune.freezing import AuditReport
 from finetune.results import TrialRecord
+from finetune.training.background import Background
 from finetune.training.checkpoint import Checkpoints
 from finetune.training.evaluation import higher_is_better
 from finetune.training.loop import Trainer
@@ -76,9 +77,11 @@ class TrialRun:
 
     def __post_init__(self) -> None:
         self.checkpoints = Checkpoints(self.output_dir, self.resolved.trial_id) if self.output_dir else None
+        self.background = Background()  # what is written while a GPU trains on
         self.progress = Progress(self.observer, alone=self.accelerator.num_processes == 1)
 
     def release(self) -> None:
         """Model and optimizer refer back to this object: without this they wait for the garbage collector, and the
-        next trial of a warm worker is built beside them."""
+        next trial of a warm worker is built beside them. What is still written is waited for."""
+        self.background.close()
         self.trainer = None

@@ -6,7 +6,10 @@ import re
 
 import killing
 import pytest
+import torch
 
+# An address-space limit bounds the CPU's allocator; and a fork can not use CUDA.
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="about a CPU's memory, and trials go to the GPU here")
 MIB = 2**20
 
 

@@ -33,6 +33,7 @@ def run(command, folder, model, batch, steps=1):
     folder.mkdir()
     (folder / "trials.json").write_text(json.dumps(trials))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "ACCELERATE_USE_CPU": "true",
+                   "CUDA_VISIBLE_DEVICES": "",
                    "PYTHONPATH": os.pathsep.join([str(DRIVER.parents[1]), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([*command, str(DRIVER), str(folder), str(folder / "trials.json")], env=environment,
                           capture_output=True, text=True)

@@ -159,7 +159,7 @@ def test_arrays_are_the_inverse_of_tensors(precision, kept):
 @pytest.mark.parametrize("depth", [1, 3, 4])
 def test_a_whole_trial_in_bf16_ends_with_the_same_predictions(tiny_bert_dir, depth):
     knobs = {"model_name_or_path": str(tiny_bert_dir), "train_size": 40, "evaluation_size": 40, "max_length": 24,
-             "num_train_epochs": 2, "per_device_train_batch_size": 8, "learning_rate": 1e-4,
+             "num_train_epochs": 1, "per_device_train_batch_size": 8, "learning_rate": 1e-4,
              "head_learning_rate": 1e-3, "mixed_precision": "bf16", "freeze_depth": depth, "head_dropout": 0.0}
     cold, warm = (run_trial(TrialConfig.from_mapping(knobs)) for _ in range(2))
     without = run_trial(TrialConfig.from_mapping({**knobs, "prefix_cache": False}))

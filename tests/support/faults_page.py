@@ -27,7 +27,8 @@ The promise is held by the tests below. `make test` runs the fast ones, `make te
   state, as `state.json` and `tensors.safetensors` (nothing is pickled). It is staged in a folder of its own, fsynced,
   renamed in, and the one before is removed after that. Its checksum is verified before it is used; a damaged one is
   skipped, and that is said. The learning rate is a function of the step, so it needs no state. The checkpoints of a
-  trial go away with its record; time spent on them is `cost.checkpoint_seconds`, not training time.
+  trial go away with its record; time spent on them is `cost.checkpoint_seconds`, not training time. After the
+  last epoch the record follows at once: there none is written where less than 30 s of work would have to be done again.
 - **Running the same command again** continues: a complete record is not trained again, an unfinished trial goes on from
   its checkpoint. The record's `resumes` lists where, and what of versions, device or threads had changed (which is also
   said: the last digits may differ then).

@@ -7,13 +7,15 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from wandb_stage import keys_in, stage, until
 
 from finetune.config import TrialConfig
 from finetune.results import RecordStore
 from finetune.trial import run_trial
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900),
+              pytest.mark.skipif(torch.cuda.device_count() == 1, reason="NCCL refuses two ranks on one GPU")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
             "finetune.train"]
 EQUAL = {"per_device_train_batch_size": 16, "train_size": 64, "head_dropout": 0.0}

@@ -152,7 +152,8 @@ def test_two_ranks_stop_together_and_go_on(tmp_path, knobs, reuse):
              "prefix_cache": reuse}
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                            str(DRIVER), str(tmp_path), json.dumps(knobs), "8"],
-                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1",
+                                                                  "CUDA_VISIBLE_DEVICES": ""})  # two ranks on CPUs
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(list(tmp_path.glob("interrupted.*"))) == 2
     (record,) = killing.records(tmp_path / "stopped")

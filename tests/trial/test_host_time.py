@@ -11,7 +11,7 @@ from families import build
 from training import trainer_for
 
 from finetune.config import TrialConfig
-from finetune.errors import TrialFailed
+from finetune.errors import EnvironmentProblem, TrialFailed
 from finetune.freezing import audit, checksum
 from finetune.training.checkpoint import Checkpoints
 from finetune.training.resume import restore_trainer, trainer_state
@@ -118,3 +118,33 @@ def test_a_checkpoint_from_another_kind_of_device_is_not_refused_for_its_digests
     other = trainer_for(build("BERT"), freeze_depth=2)
     restore_trainer(other, {**state, "frozen_by": "bits", "frozen": "elsewhere"}, tensors)
     assert other.step == trainer.step
+
+
+# -- written beside training, as on a GPU ----------------------------------------------------------------------------
+
+
+class Beside(killing.At):
+    """A trial whose checkpoints are written beside it, in a process of its own."""
+
+    def started(self, resolved):
+        trial_module.WRITES_BESIDE = frozenset({"cpu"})
+
+
+def test_a_checkpoint_written_beside_training_holds_the_step_at_which_it_was_taken(knobs, tmp_path):
+    knobs = {**knobs, "train_size": 48, "checkpointing_steps": 2}
+    assert killing.run(knobs, tmp_path / "whole")[0] == 0
+    for step, number in ((5, signal.SIGTERM), (9, signal.SIGKILL)):
+        assert killing.run(knobs, tmp_path / "stopped", Beside(step, number))[0] in (143, -signal.SIGKILL)
+    code, said = killing.run(knobs, tmp_path / "stopped", Beside())
+    assert code == 0 and "resumed at" in said, said
+    assert killing.result(tmp_path / "stopped") == killing.result(tmp_path / "whole")
+
+
+def test_what_is_written_beside_is_raised_where_it_is_waited_for(knobs, tmp_path, monkeypatch):
+    def refuse(self, checkpoint):
+        raise EnvironmentProblem("cannot write a checkpoint: the disk is full")
+
+    monkeypatch.setattr(trial_module, "WRITES_BESIDE", frozenset({"cpu"}))
+    monkeypatch.setattr(Checkpoints, "save", refuse)
+    with pytest.raises(EnvironmentProblem, match="the disk is full"):
+        run_trial(TrialConfig.from_mapping(knobs), output_dir=tmp_path)

@@ -1,0 +1,135 @@
+"""What only a GPU can show: `make test-gpu`. Without one each test is skipped, with the reason."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+
+from finetune.config import TrialConfig
+from finetune.prefix import served
+from finetune.prefix.resident import residents
+from finetune.trial import run_trial
+
+GPU = torch.cuda.is_available()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="there is no GPU that torch can use")]
+LAYERS = 4
+
+
+@pytest.fixture(autouse=True)
+def on_the_gpu(tmp_path, monkeypatch):
+    """Accelerate keeps the first device of a process: another test's may have been the CPU."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    yield
+    residents.release(torch.device("cuda"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def trial(tiny_bert_dir):
+    def run(**changes):
+        knobs = {"model_name_or_path": str(tiny_bert_dir), "train_size": 96, "evaluation_size": 32, "max_length": 48,
+                 "num_train_epochs": 2, "per_device_train_batch_size": 8, "learning_rate": 1e-3,
+                 "head_learning_rate": 1e-2, **changes}
+        outcome = run_trial(TrialConfig.from_mapping(knobs))
+        assert outcome.record.state == "complete", outcome.record.error
+        assert outcome.record.environment["device_type"] == PartialState().device.type
+        return outcome
+
+    return run
+
+
+def assert_near(found, expected, atol):
+    for split in ("validation", "test"):
+        np.testing.assert_allclose(found.predictions[f"{split}_logits"], expected.predictions[f"{split}_logits"],
+                                   atol=atol)
+
+
+def test_the_record_says_which_attention_ran(trial):
+    environment = trial(freeze_depth=2).record.environment
+    assert environment["device_type"] == "cuda" and "cudnn" not in environment["attention"]
+    assert environment["padded_to"] == 16 and environment["deterministic"]
+
+
+@pytest.mark.parametrize("depth", [1, 3, LAYERS])
+@pytest.mark.parametrize("precision, atol", [("no", 1e-3), ("bf16", 0.1)])
+def test_reuse_gives_the_predictions_of_full_passes(trial, depth, precision, atol):
+    knobs = {"freeze_depth": depth, "mixed_precision": precision, "learning_rate": 1e-4, "head_learning_rate": 1e-3,
+             "num_train_epochs": 1 if precision == "bf16" else 2}  # rounding may choose another epoch as the best
+    found = trial(**knobs)
+    assert found.record.prefix["used"], found.record.prefix
+    assert residents.held_bytes(torch.device("cuda", torch.cuda.current_device())) > 0
+    assert_near(found, trial(**knobs, prefix_cache=False), atol)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "pooler"])
+def test_poolings_of_one_token_draw_the_same_dropout(trial, pooling):
+    knobs = {"freeze_depth": LAYERS, "pooling": pooling}
+    assert_near(trial(**knobs), trial(**knobs, prefix_cache=False), 1e-3)
+
+
+@pytest.mark.parametrize("precision, atol", [("no", 1e-3), ("bf16", 0.1)])
+@pytest.mark.parametrize("depth", [0, 2, LAYERS])
+def test_recorded_steps_train_what_eager_steps_train(trial, depth, precision, atol):
+    knobs = {"freeze_depth": depth, "mixed_precision": precision, "learning_rate": 1e-4, "head_learning_rate": 1e-3,
+             "num_train_epochs": 1 if precision == "bf16" else 2}  # rounding may choose another epoch as the best
+    recorded, eager = (trial(**knobs, cuda_graphs=asked) for asked in ("true", "false"))
+    assert recorded.record.trial_id == eager.record.trial_id
+    assert_near(recorded, eager, atol)
+
+
+def test_steps_are_recorded_and_nothing_is_said(trial, monkeypatch):
+    from finetune.training import loop
+
+    made, original = [], loop.graphs_for
+    monkeypatch.setattr(loop, "graphs_for", lambda trainer: made.append(original(trainer)) or made[-1])
+    trial(freeze_depth=2, cuda_graphs="true")
+    assert made[-1].refused is None and made[-1].replays > 15
+
+
+def test_a_recording_that_breaks_off_leaves_a_trial_that_ends_well(trial, monkeypatch):
+    from finetune.training.graphs import StepGraphs
+
+    eager = trial(freeze_depth=2, cuda_graphs="false")
+    original = StepGraphs._whole
+
+    def waits_for_the_host(self, made):
+        original(self, made)
+        made.loss.item()
+
+    monkeypatch.setattr(StepGraphs, "_whole", waits_for_the_host)
+    assert_near(trial(freeze_depth=2, cuda_graphs="true"), eager, 1e-3)
+
+
+def test_two_runs_on_one_card_give_the_same_digits(trial):
+    for precision in ("no", "bf16"):
+        first, second = (trial(freeze_depth=1, mixed_precision=precision) for _ in range(2))
+        for name, values in first.predictions.items():
+            np.testing.assert_array_equal(second.predictions[name], values)
+
+
+def test_the_gpu_trains_what_the_cpu_trains(trial, monkeypatch, tiny_bert_dir, tmp_path):
+    """Without dropout, which draws from other generators there."""
+    import json
+    import shutil
+
+    folder = shutil.copytree(tiny_bert_dir, tmp_path / "quiet")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    knobs = {"model_name_or_path": str(folder), "freeze_depth": 1, "head_dropout": 0.0, "learning_rate": 1e-4,
+             "head_learning_rate": 1e-3}
+    on_gpu = trial(**knobs)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState(cpu=True)
+    on_cpu = trial(**knobs)
+    assert on_cpu.record.environment["device_type"] == "cpu"
+    assert_near(on_gpu, on_cpu, 2e-3)
+
+
+def test_without_room_on_the_card_the_host_serves(trial, monkeypatch):
+    expected = trial(freeze_depth=2)
+    monkeypatch.setattr(served, "RESIDENT_ON", frozenset())
+    assert_near(trial(freeze_depth=2), expected, 1e-5)
