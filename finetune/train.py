@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from finetune.commands.knobs import knob_help
-from finetune.config import KNOBS, TrialConfig
+from finetune.commands.train import help_text, parse_argv
+from finetune.config import TrialConfig
 from finetune.display import plain
-from finetune.errors import EXIT_CODES, ConfigError, EnvironmentProblem, FinetuneError
+from finetune.errors import ConfigError, EnvironmentProblem, FinetuneError
 from finetune.files import FileLock, require_writable
 from finetune.results import RecordStore, TrialRecord
 from finetune.tracking import Tracker, check_mode, in_sweep, open_tracker, refuse
@@ -25,54 +25,12 @@ from finetune.tracking.launch import agreed, agreed_knobs, end_with_launcher
 from finetune.training import signals
 from finetune.training.processes import is_main_process, process_count
 from finetune.trial.events import Observer, Observers
-from finetune.values import decode
-
-FLAGS = {"--force": "train even when a complete record exists", "--json": "print the record as JSON on stdout"}
-
-
-def parse_argv(argv: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
-    """--name=value or --name value -> (knobs, flags). Raises ConfigError with every token that is neither."""
-    knobs: dict[str, Any] = {}
-    flags: set[str] = set()
-    problems: list[str] = []
-    tokens = list(argv)
-    while tokens:
-        token = tokens.pop(0)
-        if token in FLAGS:
-            flags.add(token)
-            continue
-        name, equals, value = token[2:].partition("=")
-        if not token.startswith("--") or not name:
-            problems.append(f"{token!r} is not an option; write --name=value")
-            continue
-        if not equals:
-            if not tokens or tokens[0].startswith("--"):
-                problems.append(f"--{name} has no value; write --{name}=value")
-                continue
-            value = tokens.pop(0)
-        if name in knobs and not _same_value(name, knobs[name], value):
-            problems.append(f"--{name} is given twice")
-        knobs[name] = value
-    if problems:
-        raise ConfigError(problems)
-    return knobs, flags
-
-
-def _same_value(name: str, first: str, second: str) -> bool:
-    """An agent that resumes a run passes its whole configuration, what the command itself says included."""
-    try:
-        return decode(first, KNOBS[name].annotation) == decode(second, KNOBS[name].annotation)
-    except (KeyError, ValueError):
-        return first == second
 
 
 def run(argv: Sequence[str]) -> int:
     """Exit code of a trial: 0 done, 1 failed (its record is published)."""
     if any(token in {"-h", "--help"} for token in argv):
-        print("usage: finetune train [--KNOB=VALUE ...] [--force] [--json]\n")
-        print("\n".join(f"  {name:10} {doc}" for name, doc in FLAGS.items()))
-        print(knob_help())
-        print(EXIT_CODES)
+        print(help_text())
         return 0
     knobs, flags = parse_argv(argv)
     check_mode()

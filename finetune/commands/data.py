@@ -106,7 +106,9 @@ def configurations_of(config: TrialConfig) -> list[str]:
 def describe(config: TrialConfig, model: str | None) -> dict[str, Any]:
     """The profile of a data set, with its columns and why they were chosen."""
     from finetune.commands.views.profile import profile, words
+    from finetune.data.encoding.encoding import encode_split
     from finetune.data.load import assemble, choose_columns, open_source
+    from finetune.data.recorded import unknown_notes
 
     with working("reading the data set"):
         source = open_source(config)
@@ -119,6 +121,11 @@ def describe(config: TrialConfig, model: str | None) -> dict[str, Any]:
                      if tokenizer is not None else profile(data, words))
     if reason:
         described["notes"] = [*described["notes"], f"lengths are in words: {reason}"]
+    if tokenizer is not None:
+        with working("counting unknown tokens"):
+            encoded = {name: encode_split(split, tokenizer, config.max_length) for name, split in data.splits.items()}
+        described["unknown_tokens"] = {name: split.unknown_share for name, split in encoded.items()}
+        described["notes"] = [*described["notes"], *unknown_notes(encoded)]
     described["columns"] = {"all": source.tables["train"].columns, "text": list(columns.text),
                             "label": list(columns.label), "reasons": columns.reasons}
     return described
@@ -136,8 +143,10 @@ def _tokenizer(config: TrialConfig, model: str | None) -> tuple[Any, str | None]
         return None, str(error)
     import transformers
 
+    from finetune.models.tokenizers import read_tokenizer
+
     transformers.utils.logging.set_verbosity_error()
-    return transformers.AutoTokenizer.from_pretrained(files.folder, local_files_only=True), None
+    return read_tokenizer(files.folder, model or config.model_name_or_path, trust_remote_code=False), None
 
 
 def _token_lengths(texts: list[tuple[str, ...]], tokenizer: Any) -> Any:

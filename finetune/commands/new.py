@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
     print(path)
     for note in _data_notes(sweep):
         print(f"note: {note}", file=sys.stderr)
-    print(f"next: finetune sweep {path} --dry_run", file=sys.stderr)
+    print(f"next: finetune sweep {shlex.quote(str(path))} --dry_run", file=sys.stderr)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,8 +152,8 @@ def closing(ending: Ending, output_dir: Path) -> str:
         lines.append(f"{len(ending.failures)} failed:")
         lines += [f"  {label}: {reason}" for label, reason in ending.failures[:_SHOWN_FAILURES]]
         if len(ending.failures) > _SHOWN_FAILURES:
-            lines.append(f"  … and {len(ending.failures) - _SHOWN_FAILURES} more; see finetune status {output_dir}")
+            more = len(ending.failures) - _SHOWN_FAILURES
+            lines.append(f"  … and {more} more; see finetune status {shlex.quote(str(output_dir))}")
         lines.append("Run the same command again to try the failed trials again.")
-    lines.append(f"Next: finetune report {output_dir}")
+    lines.append(f"Next: finetune report {shlex.quote(str(output_dir))}")
     return "\n".join(lines)
-

@@ -19,8 +19,7 @@ from finetune.models.discovery import discover_stack
 from finetune.models.layers import TOP, LayerStack
 from finetune.models.one_token import cuttable_modules
 from finetune.models.sources import ModelFiles, Source, find_model
-
-UNSTATED_LENGTH = 10**9  # a tokenizer that states no limit says 1e30
+from finetune.models.tokenizers import max_tokens, read_tokenizer, require_fit
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,8 @@ def _load(name: str, revision: str | None, attention: str | None, trust: bool) -
     model_config = _read_config(files, config)
     with without_progress_bars():
         model, missing = _read_weights(files, model_config, config)
-        tokenizer = _read_tokenizer(files, config)
+        tokenizer = read_tokenizer(files.folder, name, trust_remote_code=trust)
+    require_fit(tokenizer, model, name)
     fixed = frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
     stack = replace(discover_stack(model), fixed=fixed)
     _require_weights(name, stack, missing)
@@ -96,7 +96,7 @@ def _load(name: str, revision: str | None, attention: str | None, trust: bool) -
         name=name, source=files.source, revision=files.revision, digest=files.digest(with_code=trust),
         tokenizer=tokenizer, pristine=model, stack=stack,
         has_pretrained_pooler=getattr(model, "pooler", None) is not None and not missing,
-        max_tokens=_max_tokens(tokenizer, model),
+        max_tokens=max_tokens(tokenizer, model),
     )
 
 
@@ -140,34 +140,12 @@ def _model_class(model_config: transformers.PretrainedConfig) -> Any:
     return saved_from if saved_from and names[0].endswith("EncoderModel") else transformers.AutoModel
 
 
-def _read_tokenizer(files: ModelFiles, config: TrialConfig) -> Any:
-    try:
-        return transformers.AutoTokenizer.from_pretrained(
-            files.folder, local_files_only=True, trust_remote_code=config.trust_remote_code
-        )
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise EnvironmentProblem(f"{config.model_name_or_path} has no usable tokenizer in {files.folder}: "
-                                 f"{reason}") from error
-
-
 def _require_weights(name: str, stack: LayerStack, missing: set[str]) -> None:
     """Only the pooler may be missing: a checkpoint made for another task leaves it out."""
     lacking = sorted(missing - set(stack.parts[TOP]))
     if lacking:
         raise EnvironmentProblem(f"the files of {name} hold no weights for {lacking[0]} (and {len(lacking) - 1} "
                                  "more): it would start from random numbers")
-
-
-def _max_tokens(tokenizer: Any, model: nn.Module) -> int | None:
-    """The longest input that the tokenizer states and that a table of learned positions has rows for."""
-    stated = [tokenizer.model_max_length] if tokenizer.model_max_length < UNSTATED_LENGTH else []
-    positions = getattr(model.config, "max_position_embeddings", None) or 0
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)
-              and 0 < positions <= module.num_embeddings <= positions + 2]
-    # RoBERTa's first position is the one after the padding's.
-    rows = [min(positions, table.num_embeddings - (table.padding_idx or -1) - 1) for table in tables]
-    return min(stated + rows, default=None)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,10 +86,25 @@ def find_model(config: TrialConfig) -> ModelFiles:
 
 def _local(folder: Path) -> ModelFiles:
     if not (folder / "config.json").is_file():
-        raise ConfigError([Problem("model_name_or_path", str(folder), "the folder has no config.json, so it is no "
-                                   "model; give a folder written by save_pretrained, or a hub id")])
+        raise ConfigError([Problem("model_name_or_path", str(folder), _what_instead(folder))])
     _require_safetensors(str(folder), [path.name for path in folder.iterdir()])
     return ModelFiles(folder, "path", None)
+
+
+def _what_instead(folder: Path) -> str:
+    """What a folder without config.json is, and which path to give instead."""
+    inner = next((path for path in sorted(folder.glob("*_Transformer")) if (path / "config.json").is_file()), None)
+    if inner is not None:
+        return f"a sentence-transformers folder, whose model lies below it: give {shlex.quote(str(inner))}"
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        try:
+            base = json.loads(adapter.read_text()).get("base_model_name_or_path")
+        except ValueError:
+            base = None
+        return (f"a PEFT adapter, not a whole model: give its base model{f', {shown(base)}' if base else ''}, or merge "
+                "it once with merge_and_unload() and give the folder that save_pretrained writes")
+    return ("the folder has no config.json, so it is no model; give a folder written by save_pretrained, or a hub id")
 
 
 def _require_safetensors(name: str, files: Iterable[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -144,7 +145,7 @@ class Client:
             return
         _unreachable.set()
         say_once(f"W&B cannot be reached ({reason_of(error)}); runs are recorded in {self.folder / 'wandb'}: send them "
-                 f"with `finetune sync {self.folder}`")
+                 f"with `finetune sync {shlex.quote(str(self.folder))}`")
         _forget_service()  # it holds the id of the run that did not begin
         self.open(**arguments)
 
@@ -187,7 +188,7 @@ class Client:
         self.run = None
         self._identity = {**self._identity, "lost": what} if self._identity else None
         say_once(f"W&B is lost while {what} ({reason_of(error)}); training goes on, the record on disk is complete"
-                 + (f", and `finetune sync {self.folder}` sends the rest later" if folder else ""))
+                 + (f", and `finetune sync {shlex.quote(str(self.folder))}` sends the rest later" if folder else ""))
         _forget_service()  # or its exit hook prints a traceback, and the next run finds this one
 
     @property

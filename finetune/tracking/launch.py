@@ -68,7 +68,7 @@ def _watch(processes: list[int]) -> None:
 
 
 def agreed_knobs(knobs: Mapping[str, Any]) -> dict[str, Any]:
-    """`knobs` from argv, completed with what the agent of a sweep drew when the command passed none of it."""
+    """`knobs` from argv, completed with what the agent of a sweep drew and the command left out."""
     return agreed(lambda: _with_parameters(knobs))
 
 
@@ -85,8 +85,18 @@ def agreed(decide: Callable[[], Any]) -> Any:
 
 def _with_parameters(knobs: Mapping[str, Any]) -> dict[str, Any]:
     drawn = sweep_parameters()
-    merged = dict(knobs) if drawn.keys() & knobs.keys() else {**drawn, **knobs}
+    passed = bool(drawn.keys() & knobs.keys())  # then a parameter that is no knob is the command's own affair
+    merged = {**{name: value for name, value in drawn.items() if not passed or _is_knob(name, knobs)}, **knobs}
     return {name: value for name, value in merged.items() if name not in _not_knobs(drawn)}
+
+
+def _is_knob(name: str, given: Mapping[str, Any]) -> bool:
+    """Whether it is a knob, or a group of knobs of which the command gives none by itself."""
+    from finetune.config import KNOBS
+
+    inside = f"{name}."
+    return name in KNOBS or (any(knob.startswith(inside) for knob in KNOBS)
+                             and not any(knob.startswith(inside) for knob in given))
 
 
 def sweep_parameters() -> dict[str, Any]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
+
+import accelerate
 
 from finetune.training import signals
 from finetune.training.loop import Trainer
@@ -31,6 +35,13 @@ class Progress:
                                f"about {left:.0f} s left")
         if self.alone:  # it may take minutes; of several processes one fills, the others wait
             signals.check()
+
+    def verdict(self, epoch: int, entry: Mapping[str, Any]) -> str:
+        """What the observer says to an epoch, the same on every process."""
+        told = [self.observer.epoch_ended(epoch, entry)]
+        if not self.alone:
+            accelerate.utils.broadcast_object_list(told)
+        return told[0]
 
     def stepped(self, trainer: Trainer) -> None:
         """After an optimizer step."""

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import numpy as np
 
 from finetune.config import TrialConfig
@@ -97,7 +96,7 @@ def _train(run: TrialRun) -> str:
             trainer.end_epoch()
             if state.add(entry, logits, run.resolved.metric):
                 trainer.best = trainer.weights()
-            verdict = _verdict(run, epoch)
+            verdict = run.progress.verdict(epoch, entry)
             save_unless_over(run, verdict != "continue" or epoch == run.resolved.config.num_train_epochs)
             if verdict != "continue":
                 return "pruned"
@@ -135,14 +134,6 @@ def _stepped(run: TrialRun) -> None:
     if every and run.trainer.step % every == 0:
         save_checkpoint(run)
     run.trainer.heed_signals()
-
-
-def _verdict(run: TrialRun, epoch: int) -> str:
-    """What the observer says to this epoch, the same on every process."""
-    verdict = [run.observer.epoch_ended(epoch, run.state.history[-1])]
-    if run.accelerator.num_processes > 1:
-        accelerate.utils.broadcast_object_list(verdict)
-    return verdict[0]
 
 
 def _test(run: TrialRun, ended: str) -> TrialOutcome:

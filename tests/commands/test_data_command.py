@@ -30,7 +30,7 @@ def tiny_model(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    inner = Tokenizer(models.WordLevel({"[UNK]": 0}, "[UNK]"))
+    inner = Tokenizer(models.WordLevel({"[UNK]": 0, "word": 1}, "[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     folder = tmp_path / "model"
     PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]").save_pretrained(folder)

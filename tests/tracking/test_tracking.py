@@ -95,7 +95,9 @@ def test_parameters_come_from_argv_or_else_from_the_sweep(drawn):
     assert sweep_parameters() == {"freeze_depth": 4, "optimizer": {"beta2": 0.98}}
     assert agreed_knobs({}) == {"freeze_depth": 4, "optimizer": {"beta2": 0.98}}
     assert agreed_knobs({"output_dir": "out"}) == {"freeze_depth": 4, "optimizer": {"beta2": 0.98}, "output_dir": "out"}
-    assert agreed_knobs({"freeze_depth": "4"}) == {"freeze_depth": "4"}
+    assert agreed_knobs({"freeze_depth": "4"}) == {"freeze_depth": "4", "optimizer": {"beta2": 0.98}}  # left out
+    assert agreed_knobs({"freeze_depth": "4", "optimizer.beta2": "0.9"}) == {"freeze_depth": "4",
+                                                                              "optimizer.beta2": "0.9"}
 
 
 def test_what_a_resumed_run_brings_along_is_no_knob(drawn):

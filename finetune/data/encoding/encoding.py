@@ -23,6 +23,9 @@ class EncodedSplit:
     token_type_ids  int32 (tokens,) per row, or None where the model has none
     truncated_share rows that were cut to max_length, as a share
     fingerprint     sha256 (hex) over ids and token types
+    unknown_share   tokens that the tokenizer does not know, as a share of those that are not special
+    unknown_rows    rows that hold no token it knows, as a share
+    characters_per_token of the texts, cut rows left out; nan where all are cut
     """
 
     input_ids: list[np.ndarray]
@@ -32,6 +35,9 @@ class EncodedSplit:
     lengths: np.ndarray
     truncated_share: float
     fingerprint: str
+    unknown_share: float = 0.0
+    unknown_rows: float = 0.0
+    characters_per_token: float = float("nan")
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -61,8 +67,23 @@ def encode_split(split: Split, tokenizer: Any, max_length: int) -> EncodedSplit:
     return EncodedSplit(
         input_ids=input_ids, token_type_ids=types, labels=split.labels, ids=split.ids, lengths=lengths,
         truncated_share=float(arrays["truncated"].mean()) if len(split) else 0.0,
-        fingerprint=_fingerprint(arrays),
+        fingerprint=_fingerprint(arrays), **_known(split, arrays, tokenizer),
     )
+
+
+def _known(split: Split, arrays: dict[str, np.ndarray], tokenizer: Any) -> dict[str, float]:
+    """How much of the texts the tokenizer knows."""
+    ids, lengths, unknown = arrays["input_ids"], arrays["lengths"], tokenizer.unk_token_id
+    special = np.isin(ids, [i for i in tokenizer.all_special_ids if i != unknown])
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    real = np.bincount(row[~special], minlength=len(lengths))
+    missed = np.bincount(row[~special & (ids == unknown)], minlength=len(lengths)) if unknown is not None else 0 * real
+    whole = ~arrays["truncated"].astype(bool)
+    characters = np.array([sum(map(len, texts)) for texts in split.texts])
+    return {"unknown_share": float(missed.sum() / max(real.sum(), 1)),
+            "unknown_rows": float(((missed == real) & (real > 0)).mean()) if len(lengths) else 0.0,
+            "characters_per_token": float(characters[whole].sum() / max(real[whole].sum(), 1)) if whole.any()
+            else float("nan")}
 
 
 def _rows(flat: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:

@@ -6,6 +6,7 @@ The schema is that of W&B's `sweeps` package (config/schema.json, 0.3.0) plus th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,7 +186,8 @@ def _parse_metric(body: Any, problems: list[Problem | str]) -> Metric | None:
         problems.append(Problem("metric.name", name, "a search that sees the test split invalidates it; use "
                                 f"validation/{name.removeprefix('test/')}"))
     elif not name.startswith("validation/"):
-        problems.append(Problem("metric.name", name, f"allowed: validation/NAME; did you mean validation/{name}?"))
+        problems.append(Problem("metric.name", name, "allowed: validation/NAME; did you mean validation/"
+                                f"{_our_name(name)}?"))
     choices = {"goal": ("minimize", "maximize"), "impute": ("latest", "best", "worst"),
                "impute_while_running": ("latest", "best", "worst", "false")}
     problems += [Problem(f"metric.{key}", body[key], f"allowed: {' | '.join(allowed)}"
@@ -235,3 +237,15 @@ def _goal_warnings(raw: Mapping[str, Any], metric: Metric | None) -> list[str]:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+# What other programs call the same figures: the Trainer eval/loss and eval_loss, Keras val_acc.
+_ELSEWHERE = re.compile(r"(?:eval(?:uation)?|valid(?:ation)?|val|dev)[/_.]")
+_SHORT = {"acc": "accuracy", "mcc": "matthews", "matthews_correlation": "matthews", "pearsonr": "pearson",
+          "spearmanr": "spearman"}
+
+
+def _our_name(name: str) -> str:
+    """The name that a metric of another program has here, without validation/."""
+    rest = _ELSEWHERE.sub("", name.strip().lower(), count=1)
+    return _SHORT.get(rest, rest)
