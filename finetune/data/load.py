@@ -6,12 +6,14 @@ from collections import OrderedDict
 from pathlib import Path
 
 from finetune.config import TrialConfig
+from finetune.data.formats.compressed import inner_name
 from finetune.data.formats.readers import SUFFIXES
 from finetune.data.formats.table import Table
 from finetune.data.schema.checks import check_labels, check_row_count
 from finetune.data.schema.columns import Columns, find_columns
 from finetune.data.schema.labels import LabelSpace, label_space
 from finetune.data.schema.rows import KEPT_BACK, NO_GOLD, Rows
+from finetune.data.schema.tokens import join_tokens
 from finetune.data.sources.catalog import BUNDLED, bundled_folder
 from finetune.data.sources.local import open_local, stamp
 from finetune.data.sources.source import Source
@@ -53,7 +55,7 @@ def local_path(name: str) -> Path | None:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if name.startswith((".", "/", "~")) or path.suffix.lower() in SUFFIXES or name.count("/") > 1:
+    if name.startswith((".", "/", "~")) or inner_name(path).suffix.lower() in SUFFIXES or name.count("/") > 1:
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"dataset_name = {shown(name)}: there is no such file or folder"
                         + did_you_mean(path.name, siblings))
@@ -62,6 +64,13 @@ def local_path(name: str) -> Path | None:
 
 def open_source(config: TrialConfig) -> Source:
     """The tables behind a dataset_name: bundled, a path, or the hub."""
+    source = _opened(config)
+    for table in source.tables.values():
+        join_tokens(table)
+    return source
+
+
+def _opened(config: TrialConfig) -> Source:
     name, config_name = config.dataset_name, config.dataset_config_name
     if name in BUNDLED:
         return open_local(bundled_folder(name), name, config_name)

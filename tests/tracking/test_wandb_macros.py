@@ -66,7 +66,7 @@ def staged(tmp_path, tiny_bert_dir):
     "args_no_boolean_flags", "args_json_file", pytest.param("args_no_hyphens", marks=pytest.mark.slow),
     pytest.param("args_no_equals", marks=pytest.mark.slow), pytest.param("args_json", marks=pytest.mark.slow)])
 def test_the_agent_starts_the_trial_that_it_asked_for(staged, macro):
-    command = ["${env}", "${interpreter}", "-m", "finetune.train", "${%s}" % macro]
+    command = ["${env}", "${interpreter}", "-m", "finetune.train", f"${{{macro}}}"]
     sweep = staged.wandb_sweep(str(staged.sweep_file(command=command, freeze_depth=[2], num_train_epochs=1,
                                                      save_model={"value": False}, frozen_dropout={"value": True})))
     staged.finish(staged.agent(sweep))

@@ -89,10 +89,22 @@ def _rows(value: Any) -> list[dict[str, Any]] | None:
             return value
         if all(isinstance(row, list) for row in value) and len({len(row) for row in value}) == 1 and len(value[0]) > 1:
             return [{f"column_{number}": cell for number, cell in enumerate(row, start=1)} for row in value]
+    if isinstance(value, dict) and _by_index(value):
+        return list(value.values())
     if isinstance(value, dict):
         columns = _columns(value)
         return columns and [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return None
+
+
+def _by_index(value: dict[str, Any]) -> bool:
+    """pandas' orient="index": {"0": {"text": …, "label": …}, "1": …}, whose keys are no splits and whose rows agree."""
+    rows = list(value.values())
+    if len(rows) < 2 or not all(isinstance(row, dict) and row for row in rows) or any(map(meaning_of, map(str, value))):
+        return False
+    flat = not any(isinstance(cell, dict | list) for row in rows[:SAMPLE] for cell in row.values())
+    numbers = set(map(str, range(len(rows[0]))))  # the other way round the inner keys are the rows' numbers
+    return flat and len({tuple(row) for row in rows}) == 1 and not set(map(str, rows[0])) <= numbers
 
 
 def _columns(content: dict[str, Any]) -> dict[str, list[Any]] | None:

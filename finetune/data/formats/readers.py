@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from finetune.data.formats.compressed import inner_name, unpacked
 from finetune.data.formats.decoding import clean, decode_text, note_on_encoding
 from finetune.data.formats.delimited import read_delimited
+from finetune.data.formats.fasttext import is_fasttext, read_fasttext, why_not_text
 from finetune.data.formats.jsonfile import DEPTH, WHOLE, looks_like_one_value, read_json, read_json_lines
 from finetune.data.formats.table import Table
 from finetune.errors import DataError
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".ft", ".txt")
+ALLOWED = ".csv, .tsv, .jsonl, .json, .parquet, fastText's .txt, each also as .gz, .bz2, .xz or .zst"
+_TEXT = (".ft", ".txt")
 
 
 def is_data_file(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES
+    """By its name. A .txt in a folder is mostly a readme: it is a data file where it is named itself, or compressed."""
+    return inner_name(path).suffix.lower() in SUFFIXES[:-1]
 
 
 def read_file(path: Path, source: str) -> dict[str, Table]:
@@ -25,15 +31,14 @@ def read_file(path: Path, source: str) -> dict[str, Table]:
 
     Raises DataError when the file cannot be read as what its suffix says.
     """
-    suffix = path.suffix.lower()
-    if not is_data_file(path):
-        raise DataError(f"{source}: {suffix or 'no suffix'} is not a data format; allowed: {', '.join(SUFFIXES)}")
-    if suffix == ".parquet":
+    suffix = inner_name(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise DataError(f"{source}: {suffix or 'no suffix'} is not a data format; allowed: {ALLOWED}")
+    if suffix == ".parquet" and inner_name(path) == path:
         return {WHOLE: _read_parquet(path, source)}
-    try:
-        payload = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{source}: cannot be read: {error.strerror}") from error
+    payload = unpacked(path, source)
+    if suffix == ".parquet":
+        return {WHOLE: _read_parquet(io.BytesIO(payload), source)}
     if not payload.strip():
         raise DataError(f"{source}: the file is empty")
     text, encoding = decode_text(payload, source)
@@ -50,10 +55,14 @@ def _read_text(text: str, source: str, suffix: str) -> dict[str, Table]:
         return {WHOLE: read_json_lines(text, source)}
     if suffix in (".json", ".jsonl"):
         return read_json(text, source)
+    if suffix in _TEXT:
+        if not is_fasttext(text):
+            raise DataError(why_not_text(source))
+        return {WHOLE: read_fasttext(text, source)}
     return {WHOLE: read_delimited(text, source, suffix)}
 
 
-def _read_parquet(path: Path, source: str) -> Table:
+def _read_parquet(path: Path | io.BytesIO, source: str) -> Table:
     import pyarrow
     from pyarrow import parquet
 

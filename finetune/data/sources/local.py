@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.data.formats.compressed import inner_name
 from finetune.data.formats.jsonfile import WHOLE
-from finetune.data.formats.readers import SUFFIXES, is_data_file, read_file
+from finetune.data.formats.readers import ALLOWED, is_data_file, read_file
 from finetune.data.formats.table import Table
 from finetune.data.sources import glue
 from finetune.data.sources.source import Source
@@ -81,10 +82,10 @@ def _open_folder(folder: Path, name: str, config_name: str | None) -> Source:
 def _read_splits(folder: Path, notes: list[str]) -> dict[str, Table]:
     files = _inside(folder, notes)
     if not files:
-        raise DataError(f"{folder}: no data file in it; allowed: {', '.join(SUFFIXES)}")
+        raise DataError(f"{folder}: no data file in it; allowed: {ALLOWED}")
     tables: dict[str, Table] = {}
     for split, members in _by_split(folder, files, notes).items():
-        missing = missing_parts([file.stem for file in members])
+        missing = missing_parts([_stem(file) for file in members])
         notes += [f"{missing} of {split} are not there"] if missing else []
         for file in members:
             parts = _by_meaning(read_file(file, plain(file.relative_to(folder))), notes)
@@ -139,18 +140,18 @@ class _Match:
 def _match(file: Path, folder: Path) -> _Match | None:
     """An exact name beats an exact folder, which beats a word in a name, which beats a word in a folder's name."""
     inside = file.relative_to(folder)
-    for place, name in enumerate([file.stem, *reversed(inside.parts[:-1])]):
+    for place, name in enumerate([_stem(file), *reversed(inside.parts[:-1])]):
         meaning = meaning_of(name)
         if meaning:
             rank = (0 if meaning[1] == EXACT else 2) + min(place, 1)
-            whole = inside.parent / without_shard(file.stem) if place == 0 else inside.parent / "*"
+            whole = inside.parent / without_shard(_stem(file)) if place == 0 else inside.parent / "*"
             return _Match(meaning[0], rank, plain(whole) + file.suffix)
     return None
 
 
 def _by_split(folder: Path, files: list[Path], notes: list[str]) -> dict[str, list[Path]]:
     """Files by split. The best matches are used, the rest is noted; two wholes for one split are an error."""
-    if len({(file.parent, without_shard(file.stem), file.suffix) for file in files}) == 1:
+    if len({(file.parent, without_shard(_stem(file)), file.suffix) for file in files}) == 1:
         return {"train": files}
     matches = {file: match for file in files if (match := _match(file, folder))}
     if not matches:
@@ -160,7 +161,7 @@ def _by_split(folder: Path, files: list[Path], notes: list[str]) -> dict[str, li
     chosen: dict[str, list[Path]] = {}
     for split in dict.fromkeys(match.split for match in matches.values()):
         of_split = {file: match for file, match in matches.items() if match.split == split}
-        matched = {file: match for file, match in of_split.items() if "mismatched" not in file.stem.lower()}
+        matched = {file: match for file, match in of_split.items() if "mismatched" not in _stem(file).lower()}
         of_split = matched or of_split  # MNLI's second validation and test split, from other genres than train
         best = min(match.rank for match in of_split.values())
         chosen[split] = [file for file, match in of_split.items() if match.rank == best]
@@ -209,3 +210,8 @@ def _apply_info(source: Source, path: Path) -> None:
 
 def _is_names(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+def _stem(file: Path) -> str:
+    """The name without its endings, a compression's among them."""
+    return inner_name(file).stem
