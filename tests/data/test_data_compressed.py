@@ -132,3 +132,34 @@ def test_one_label_per_token_is_not_joined(tmp_path):
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError):
         load(tmp_path / "t.jsonl")
+
+
+# -- several labels in one cell ----------------------------------------------------------------------------------------
+
+def labelled(tmp_path, cells, **knobs):
+    rows = "".join(f"film number {i} is a film\t{cells[i % len(cells)]}\n" for i in range(80))
+    (tmp_path / "labels.tsv").write_text("text\tlabels\n" + rows)
+    return load_task_data(TrialConfig(dataset_name=str(tmp_path / "labels.tsv"), **knobs))
+
+
+@pytest.mark.parametrize(("cells", "names"), [
+    (["a", "b", "a|b", "c;a"], ["a", "b", "c"]), (["red", "blue", "red; blue"], ["blue", "red"]),
+    (["drama", "comedy", "drama, comedy", "war, drama", "war"], ["comedy", "drama", "war"])])
+def test_several_labels_in_a_cell_are_told_by_the_column(tmp_path, cells, names):
+    data = labelled(tmp_path, cells)
+    assert data.task == "multilabel" and data.label_names == names
+    assert any("set task: classification" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("cells", [
+    ["Washington, DC", "Portland, OR", "Portland, ME"], ["yes, please", "no, thanks", "yes"], ["a", "b"]])
+def test_a_name_that_contains_a_comma_is_one_class(tmp_path, cells):
+    data = labelled(tmp_path, cells)
+    assert data.task == "classification" and data.num_outputs == len(cells)
+
+
+def test_numbers_with_a_comma_are_left_to_the_user(tmp_path):
+    data = labelled(tmp_path, ["0,1", "0,2", "1", "2"])
+    assert data.task == "classification" and any("set task: multilabel" in note for note in data.notes)
+    clear_memory()
+    assert labelled(tmp_path, ["0,1", "0,2", "1", "2"], task="multilabel").label_names == ["0", "1", "2"]

@@ -126,6 +126,10 @@ def _infer(labels: Sequence[RawLabel], declared: Sequence[str] | None) -> tuple[
         return "multilabel", ""
     if declared:
         return "classification", ""
+    several = several_in_a_cell(values)
+    if several is not None and not _looks_like_a_number(several):
+        return "multilabel", (f"labels such as {shown(several)} are taken as several labels in one cell; if they are "
+                              "the names of classes, set task: classification")
     numbers = [number_of(value) for value in values]
     known = [number for number in numbers if number is not None]
     fractional = any(not number.is_integer() for number in known if math.isfinite(number))
@@ -133,13 +137,37 @@ def _infer(labels: Sequence[RawLabel], declared: Sequence[str] | None) -> tuple[
         if fractional and len(known) >= MOSTLY * len(values):
             odd = labels[numbers.index(None)]
             raise DataError(f"{odd.where}: label {shown(odd.value)} is not a number, though most labels are")
-        return "classification", ""
+        return "classification", "" if several is None else (
+            f"labels such as {shown(several)} are taken as names of classes; if they are several labels in one cell, "
+            "set task: multilabel")
     for label, number in zip(labels, numbers, strict=True):
         if not math.isfinite(number):
             raise _not_finite(label)
     if fractional:
         return "regression", ""
     return _whole_numbers(known, written_as_float=any(isinstance(v, float) or "." in str(v) for v in values))
+
+
+def several_in_a_cell(values: Sequence[Any]) -> str | None:
+    """A cell that holds several labels, where the column gives evidence for it; None where it gives none.
+
+    Evidence: at least half of what stands between the separators stands alone in another cell too, as no part of
+    "Washington, DC" does.
+    """
+    cells = {str(value).strip() for value in values if isinstance(value, str)}
+    joined = sorted(cell for cell in cells if len(_parts(cell)) > 1)
+    parts = {part for cell in joined for part in _parts(cell)}
+    alone = {class_name(value) for value in values} - set(joined)
+    return joined[0] if len(parts) > 1 and 2 * len(parts & alone) >= len(parts) else None
+
+
+def _parts(cell: str) -> list[str]:
+    return [part.strip() for part in re.split(r"[|;,]", cell) if part.strip()]
+
+
+def _looks_like_a_number(cell: str) -> bool:
+    """0,1 may be a number with a decimal comma: nobody but the user knows."""
+    return bool(_DECIMAL_COMMA.fullmatch(cell))
 
 
 def _whole_numbers(numbers: list[float], *, written_as_float: bool) -> tuple[Task, str]:
@@ -196,7 +224,7 @@ def _natural(name: str) -> tuple[int, float, str]:
 def _members(label: RawLabel) -> list[Any]:
     members = as_list(label.value)
     if members is None:
-        members = [part for part in re.split(r"[|;,]", str(label.value)) if part.strip()]
+        members = _parts(str(label.value))
     for member in members:
         usable = isinstance(member, str | int | float | np.number)
         if not usable or (isinstance(member, float) and not math.isfinite(member)):
