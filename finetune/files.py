@@ -97,7 +97,8 @@ def fsync_folder(folder: Path) -> None:
 class FileLock:
     """An exclusive lock on a path that the kernel drops when its holder dies.
 
-    `acquire(wait=False)` returns False when somebody else holds it; `holder()` reads who that is.
+    `acquire(wait=False)` returns False when somebody else holds it; `holder()` reads who that is. By hand, since
+    `filelock` says neither who holds a lock nor keeps what its holder wrote.
     """
 
     def __init__(self, path: Path):

@@ -1,4 +1,7 @@
-"""Figures as SVG that read well on white paper and on a dark screen, with values to hover."""
+"""Figures as SVG that read well on white paper and on a dark screen, with values to hover.
+
+matplotlib draws; it can write neither currentColor nor a <title> to hover, so these are put in afterwards.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a trial tells while it runs. Imports no torch: trackers, views and workers implement it."""
+"""Observer: the callbacks of a running trial (started, epoch ended, finished …). Trackers, views and workers implement
+them; imports no torch."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def _zstd(file: BinaryIO) -> Any:
 
 _OPENERS: dict[str, Callable[[BinaryIO], Any]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file), ".bz2": lambda file: bz2.BZ2File(file),
-    ".xz": lambda file: lzma.open(file), ".zst": _zstd}
+    ".xz": lzma.open, ".zst": _zstd}
 
 
 def inner_name(path: Path) -> Path:

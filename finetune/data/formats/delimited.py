@@ -1,4 +1,8 @@
-"""CSV and TSV as they really are: unknown delimiter, stray quotes, quoted newlines, no header, too many fields."""
+"""CSV and TSV as they really are: unknown delimiter, stray quotes, quoted newlines, no header, too many fields.
+
+On top of the standard library's `csv`. By hand are the guesses, the line number of every row (for messages) and what
+happens to a broken one: rejected with its reason, where pandas stops, skips or fills.
+"""
 
 from __future__ import annotations
 
