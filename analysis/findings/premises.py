@@ -215,6 +215,6 @@ def vacuous_margin(curve: Curve, margin: float) -> str | None:
 
 def _other_metric(curve: Curve) -> str:
     known = curve.reference.trials[0].record.metrics.get("test", {}) if curve.reference else {}
-    better = next((name for name in ("f1_macro", "f1", "matthews_correlation") if name in known
+    better = next((name for name in ("f1_macro", "f1", "matthews") if name in known
                    and name != curve.metric), None)
     return f"; take --metric {better}, which a constant answer does not do well in" if better else ""

@@ -1,6 +1,6 @@
 """Bytes of a text file -> text, and the name of the encoding that was found.
 
-`charset-normalizer` proposes; between one-byte Latin encodings, which all decode, known letters of the languages decide.
+`charset-normalizer` proposes; between one-byte Latin encodings, which all decode, known letters decide.
 """
 
 from __future__ import annotations
