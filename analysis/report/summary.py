@@ -72,8 +72,11 @@ def _method(curve: Curve, margin: float) -> dict[str, Any]:
 
 
 def detectable(curve: Curve) -> float | None:
-    """The margin that these seeds and rows show to be kept with 80% power: the median over depths, as a fraction."""
-    margins = [power.realised_margin(p.loss, curve.population) for p in curve.points if p.loss is not None]
+    """The margin that these seeds and rows show to be kept with 80% power at the level of one of the verdict's tests:
+    the median over depths, as a fraction."""
+    each = verdict.test_level(curve)
+    margins = [power.realised_margin(p.loss, curve.population, confidence=each)
+               for p in curve.points if p.loss is not None]
     margins = [margin for margin in margins if math.isfinite(margin)]
     return median(margins) if margins else None
 
