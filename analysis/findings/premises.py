@@ -23,6 +23,7 @@ BALANCED = 0.25  # shares of a value in two arms that differ by less are a mixtu
 LEVEL = 0.05
 # What of a record's configuration is a circumstance rather than a question, unless the sweep itself searches over it.
 CIRCUMSTANCES = ("mixed_precision", "attn_implementation")
+NOT_RECORDED = "not recorded"
 IRRELEVANT = ("host_cores",)  # of the environment: changes no number and is told by nothing else
 
 
@@ -64,20 +65,20 @@ def circumstances(trial: Trial) -> dict[str, Any]:
 
 def mixtures(curve: Curve) -> dict[str, dict[Arm, Counter[str]]]:
     """Circumstance -> arm -> how often each value occurs, for those that are not the same everywhere."""
+    trials = [(point.arm, circumstances(trial)) for point in curve.points for trial in point.trials]
+    names = dict.fromkeys(name for _, known in trials for name in known if name not in curve.protocol.group.tuned)
     found: dict[str, dict[Arm, Counter[str]]] = defaultdict(dict)
-    for point in curve.points:
-        for trial in point.trials:
-            for name, value in circumstances(trial).items():
-                if name not in curve.protocol.group.tuned:
-                    found[name].setdefault(point.arm, Counter())[str(value)] += 1
+    for arm, known in trials:
+        for name in names:  # what some records do not say may differ there
+            found[name].setdefault(arm, Counter())[str(known.get(name, NOT_RECORDED))] += 1
     return {name: arms for name, arms in found.items() if len(set().union(*arms.values())) > 1}
 
 
 def is_balanced(arms: Mapping[Arm, Counter[str]]) -> bool:
-    """Whether every value has about the same share in every arm."""
+    """Whether every value occurs in every arm, with about the same share."""
     values = set().union(*arms.values())
     shares = {value: [counts[value] / counts.total() for counts in arms.values()] for value in values}
-    return all(max(of_value) - min(of_value) < BALANCED for of_value in shares.values())
+    return all(min(of_value) > 0 and max(of_value) - min(of_value) < BALANCED for of_value in shares.values())
 
 
 def confounded(curve: Curve) -> Iterator[str]:
@@ -215,6 +216,6 @@ def vacuous_margin(curve: Curve, margin: float) -> str | None:
 
 def _other_metric(curve: Curve) -> str:
     known = curve.reference.trials[0].record.metrics.get("test", {}) if curve.reference else {}
-    better = next((name for name in ("f1_macro", "f1", "matthews") if name in known
+    better = next((name for name in ("f1_macro", "matthews") if name in known
                    and name != curve.metric), None)
     return f"; take --metric {better}, which a constant answer does not do well in" if better else ""

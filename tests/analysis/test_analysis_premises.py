@@ -112,6 +112,18 @@ def test_a_verdict_on_other_arms_says_nothing_of_it(world, reported):
     assert "confounded" in summary["kinds"] and "confounded" not in summary["headline"]
 
 
+def test_an_arm_whose_records_do_not_say_it_is_named(world, reported):
+    trials = [environment(trial, **({} if trial[0].config["freeze_depth"] == 6 else {"attention": "flash"}))
+              for trial in sweep_trials(world, skill=flat, seeds=SEEDS)]
+    assert "not recorded at depth 6" in reported(trials)["kinds"]["confounded"]
+
+
+def test_one_seed_of_one_arm_elsewhere_is_no_balanced_mixture(world, reported):
+    trials = [environment(trial, device="H100" if (trial[0].config["freeze_depth"], trial[0].config["seed"]) == (4, 1)
+                          else "A100") for trial in sweep_trials(world, skill=flat, seeds=SEEDS)]
+    assert "depth 4" in reported(trials)["kinds"]["confounded"]
+
+
 def test_a_mixture_that_is_balanced_over_arms_is_a_note(world, reported):
     trials = [environment(trial, device="H100" if trial[0].config["seed"] % 2 else "A100")
               for trial in sweep_trials(world, skill=flat, seeds=SEEDS)]
