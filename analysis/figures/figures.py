@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from analysis.figures import cost as plots_cost
-from analysis.figures import curve as plots
-from analysis.figures import detail as plots_detail
-from analysis.figures import svg
-from analysis.figures import tuning as plots_tuning
+from analysis.figures import plots, plots_cost, plots_detail, plots_tuning, svg
 from analysis.findings.curves import Curve, counted_at_baseline
 
 MOST_OVERLAID = 7  # colours that can be told apart

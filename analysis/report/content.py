@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from analysis.figures.curve import FRACTIONS
+from analysis.figures.plots import FRACTIONS
 from analysis.findings.curves import Curve
 from analysis.findings.words import margin_text, points, signed
 from analysis.load.groups import TUNED_KNOBS

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.figures.cost import COSTS, pareto
+from analysis.figures.plots_cost import COSTS, pareto
 from analysis.findings import answer, verdict
 from analysis.findings.curves import Curve, Point, counted_at_baseline
 from analysis.statistics import power, stats

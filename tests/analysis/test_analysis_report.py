@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from records import World, make_trial, publish, sweep_trials
 
-from analysis.figures.cost import spent
+from analysis.figures.plots_cost import spent
 from analysis.load.records import load_directory
 from analysis.report.report import make_curves, write_report
 from finetune.cli import main as cli

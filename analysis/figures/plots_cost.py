@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from analysis.figures import svg
-from analysis.figures.curve import axis_name, number, scale_of
-from analysis.figures.tuning import line_styles
+from analysis.figures.plots import axis_name, number, scale_of
+from analysis.figures.plots_tuning import line_styles
 from analysis.findings.curves import Curve, Point, train_prefix_seconds
 from analysis.findings.words import signed
 from analysis.load.records import Arm

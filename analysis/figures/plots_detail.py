@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from analysis.figures import svg
-from analysis.figures.curve import DepthCurve, axis_name, draw_depth_curves, number, positions, scale_of
-from analysis.figures.tuning import Grid, line_styles
+from analysis.figures.plots import DepthCurve, axis_name, draw_depth_curves, number, positions, scale_of
+from analysis.figures.plots_tuning import Grid, line_styles
 from analysis.findings.curves import SPLIT, Curve, Point
 from analysis.statistics import stats
 

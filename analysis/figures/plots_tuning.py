@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from analysis.figures import svg
-from analysis.figures.curve import number, scale_of
+from analysis.figures.plots import number, scale_of
 from analysis.findings.curves import Curve, Point
 from analysis.load.groups import distinct
 from analysis.load.protocol import Setting
