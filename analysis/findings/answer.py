@@ -110,8 +110,9 @@ def _doubts(curve: Curve, point: Point) -> str:
     """What the verdict's sentence must not be read without: a reference in doubt, circumstances that differ."""
     told = []
     if better := premises.better_than_reference(curve):
-        told.append(f"But the reference is in doubt: full fine-tuning is {points(-better[0].loss.estimate)} points "
-                    f"worse than {better[0].arm.name}. {premises.against_best(curve, point)}")
+        best = better[0]
+        told.append(f"But the reference is in doubt: full fine-tuning is {points(-best.loss.estimate)} points worse "
+                    f"than {best.arm.name}. {premises.against_best(curve, point, best)}")
     if differing := premises.confounds(curve, point):
         told.append(f"But {point.arm.name} and full fine-tuning differ in {', '.join(differing)} too: the "
                     "comparison is confounded.")

@@ -15,8 +15,6 @@ from analysis.load.groups import distinct
 from analysis.load.records import Loaded
 from analysis.statistics import stats
 
-COLLAPSED = 0.25  # of the way from the baseline to the median seed
-
 
 class Warning(NamedTuple):
     """`kind` is stable and machine-readable; `text` is a sentence."""
@@ -88,7 +86,7 @@ def collapsed_seeds(curve: Curve) -> Iterator[str]:
     for point in curve.points:
         gain = curve.sign * (point.measured.values - curve.baseline)
         typical = float(np.median(gain))
-        lost = [seed for seed, g in zip(point.measured.seeds, gain, strict=True) if g < COLLAPSED * typical]
+        lost = [seed for seed, g in zip(point.measured.seeds, gain, strict=True) if g < premises.COLLAPSED * typical]
         if typical > 0 and lost:
             yield (f"{point.arm.name}: {seeds(lost)} collapsed to the baseline "
                    f"({percent(curve.baseline)}) while the median seed did not; counted as they are")

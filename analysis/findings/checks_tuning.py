@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from analysis.findings.curves import Curve
+from analysis.findings.curves import Curve, Point
 from analysis.findings.words import count, names, seeds
 from analysis.load.groups import distinct
 from analysis.load.protocol import Choice, Setting, choose
@@ -66,7 +67,7 @@ def edge_of_grid(curve: Curve) -> Iterator[str]:
     edges: dict[tuple[str, str, float], list[Arm]] = defaultdict(list)
     for choice in curve.protocol.choices:
         for name in LEARNING_RATES:
-            tried = distinct(setting.example.knobs.get(name) for setting in choice.candidates)
+            tried = tried_values(choice, name)
             value = choice.setting.example.knobs.get(name)
             if len(tried) > 1 and value in (tried[0], tried[-1]):
                 edges[name, "lowest" if value == tried[0] else "highest", value].append(choice.arm)
@@ -75,13 +76,23 @@ def edge_of_grid(curve: Curve) -> Iterator[str]:
                f"{', '.join(arm.name for arm in arms)}; widen the grid")
 
 
+def tried_values(choice: Choice, name: str) -> list[Any]:
+    """What of a knob was tried for an arm, in ascending order; nothing where it acts on nothing there."""
+    return distinct(setting.example.knobs.get(name) for setting in choice.candidates)
+
+
 def not_converged(curve: Curve) -> Iterator[str]:
-    late = [point for point in curve.points if 2 * sum(map(_ends_at_best, point.trials)) > len(point.trials)]
+    late = [point for point in curve.points if ends_at_best(point)]
     if late:
         yield f"{names(late)}: the best epoch is the last one in most seeds (not converged); train longer"
 
 
-def _ends_at_best(trial: Trial) -> bool:
+def ends_at_best(point: Point) -> bool:
+    """Whether in most seeds the best epoch is the last one."""
+    return 2 * sum(map(_last_is_best, point.trials)) > len(point.trials)
+
+
+def _last_is_best(trial: Trial) -> bool:
     return bool(trial.record.history) and trial.record.best_epoch == trial.record.history[-1].get("epoch")
 
 

@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping
 from statistics import fmean
 from typing import Any
 
+from analysis.findings.checks_tuning import LEARNING_RATES, ends_at_best, tried_values
 from analysis.findings.curves import Curve, Point, difference
 from analysis.findings.words import margin_text, points, seeds
 from analysis.load.records import Arm, Trial, flatten
 from analysis.statistics import stats
 
+COLLAPSED = 0.25  # a seed that went less far than this, of the way from the baseline to its siblings
 VACUOUS_SHARE = 0.5  # a margin of at least this share of the gain over the baseline means nothing
 MEANINGFUL_SHARE = 0.1  # of the gain: what is proposed instead
 BALANCED = 0.25  # shares of a value in two arms that differ by less are a mixture that is balanced
@@ -138,25 +140,20 @@ def _evidence(curve: Curve, best: Point) -> str:
 
 
 def _edges(reference: Point) -> Iterator[str]:
-    for name in ("learning_rate", "head_learning_rate"):
-        tried = sorted({value for setting in reference.choice.candidates
-                        if (value := setting.example.knobs.get(name)) is not None})
-        value = reference.choice.setting.example.knobs.get(name)
+    for name in LEARNING_RATES:
+        tried, value = tried_values(reference.choice, name), reference.choice.setting.example.knobs.get(name)
         if len(tried) == 1:
             yield f"only one {name} was tried for it, {tried[0]:g}"
-        elif value in (tried[0], tried[-1]) if tried else False:
+        elif tried and value in (tried[0], tried[-1]):
             yield f"its {name} {value:g} is at the edge of what was tried"
 
 
 def _learning(reference: Point) -> Iterator[str]:
-    histories = [trial.record.history for trial in reference.trials if trial.record.history]
-    if not histories:
-        return
-    last = sum(trial.record.best_epoch == len(trial.record.history) for trial in reference.trials)
-    first = sum(trial.record.best_epoch == 1 for trial in reference.trials if len(trial.record.history) > 1)
-    if 2 * last > len(histories):
+    if ends_at_best(reference):
         yield "its best epoch is the last one in most seeds: undertrained"
-    elif 2 * first > len(histories):
+        return
+    first = sum(trial.record.best_epoch == 1 for trial in reference.trials if len(trial.record.history) > 1)
+    if 2 * first > len(reference.trials):
         yield "its best epoch is the first one in most seeds: overfit, or too large a rate"
 
 
@@ -176,16 +173,12 @@ def _collapsed(curve: Curve, reference: Point) -> Iterator[str]:
     if curve.baseline is None:
         return
     gain = curve.sign * (reference.measured.values - curve.baseline)
-    if near := sum(value < 0.25 * max(gain.max(), 1e-12) for value in gain):
+    if near := sum(value < COLLAPSED * max(gain.max(), 1e-12) for value in gain):
         yield f"{near} of its {len(gain)} seeds stayed near the baseline"
 
 
-def against_best(curve: Curve, point: Point) -> str:
-    """'Against depth 4, the best arm, it loses 0.3 points, at most 0.9.', where the reference is in doubt."""
-    better = better_than_reference(curve)
-    if not better:
-        return ""
-    best = better[0]
+def against_best(curve: Curve, point: Point, best: Point) -> str:
+    """'Against depth 4, the best arm, it loses 0.3 points, at most 0.9.'"""
     if best.arm == point.arm:
         return "It is the best of all arms itself."
     found = difference(best.measured.times(curve.sign), point.measured.times(curve.sign))

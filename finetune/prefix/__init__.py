@@ -9,17 +9,4 @@
     resident.py entries on a GPU, gathered by index
     replay.py   a cached hidden state takes the place of the layers below it, inside the model's own forward
     reuse.py    what a trial asks: a forward pass over rows of a split, cheap where its plan allows it
-
-The names below are imported on first use: `finetune cache --help` must not wait for torch.
 """
-
-from importlib import import_module
-from typing import Any
-
-_HOME = {"PrefixReuse": "reuse", "PrefixHint": "budget", "PrefixStore": "store", "configure": "budget"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -21,7 +21,7 @@ ORDER = (
     ("finetune.freezing",),
     ("finetune.data", "finetune.models"),
     ("finetune.results", "finetune.config", "finetune.values", "finetune.files", "finetune.errors", "finetune.display",
-     "finetune.randomness", "finetune", "analysis.statistics"),
+     "finetune.lazy", "finetune.randomness", "finetune", "analysis.statistics"),
 )
 MOST_LINES = 400  # about 300 is what we aim at
 
