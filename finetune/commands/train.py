@@ -74,17 +74,15 @@ def _one(token: str, following: list[str]) -> tuple[str, str]:
         raise ValueError(f"{token!r} is Hydra's syntax (${{args_append_hydra}}, ${{args_override_hydra}}), which is "
                          "not read here; write ${args} in the sweep's command")
     name, equals, value = token.removeprefix("--").partition("=")
-    if not name or token.startswith("-") and not token.startswith("--") or not (token.startswith("--") or equals):
+    if not name or name.startswith("-") or not (equals or token.startswith("--")):
         raise ValueError(f"{token!r} is not an option; write --name=value")
     if equals:
         return name, value
-    if not token.startswith("--") or name not in KNOBS or bool not in options_of(KNOBS[name].annotation):
-        if not following or following[0].startswith("--"):
-            raise ValueError(f"--{name} has no value; write --{name}=value")
-        return name, following.pop(0)
-    if following and _reads(name, following[0]):
-        return name, following.pop(0)
-    return name, "True"
+    if name in KNOBS and bool in options_of(KNOBS[name].annotation):
+        return name, following.pop(0) if following and _reads(name, following[0]) else "True"
+    if not following or following[0].startswith("--"):
+        raise ValueError(f"--{name} has no value; write --{name}=value")
+    return name, following.pop(0)
 
 
 def _reads(name: str, text: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune.config import TrialConfig
 from finetune.data.formats.compressed import inner_name
-from finetune.data.formats.readers import SUFFIXES
+from finetune.data.formats.readers import READABLE
 from finetune.data.formats.table import Table
 from finetune.data.schema.checks import check_labels, check_row_count
 from finetune.data.schema.columns import Columns, find_columns
@@ -55,7 +55,7 @@ def local_path(name: str) -> Path | None:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if name.startswith((".", "/", "~")) or inner_name(path).suffix.lower() in SUFFIXES or name.count("/") > 1:
+    if name.startswith((".", "/", "~")) or inner_name(path).suffix.lower() in READABLE or name.count("/") > 1:
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"dataset_name = {shown(name)}: there is no such file or folder"
                         + did_you_mean(path.name, siblings))

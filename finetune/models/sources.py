@@ -60,7 +60,7 @@ class ModelFiles:
             weights = bool(present & set(WEIGHTS) and self.weight_files())
         except EnvironmentProblem:
             return False
-        return weights and any(name.startswith(TOKENIZERS) for name in present)
+        return weights and has_tokenizer(self.folder)
 
     def digest(self, *, with_code: bool) -> str:
         """sha256 over what decides the model's result: weights, config, tokenizer (and code, where it is run)."""
@@ -68,6 +68,11 @@ class ModelFiles:
         deciding = [path for path in self.folder.iterdir() if path.is_file() and path.name.endswith(endings)
                     and path.name not in WEIGHTS and not path.name.startswith("README")]
         return digest_of({path.name: sha256_file(path) for path in [*deciding, *self.weight_files()]})
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """By the names of its files."""
+    return any(path.name.startswith(TOKENIZERS) for path in folder.iterdir())
 
 
 def find_model(config: TrialConfig) -> ModelFiles:

@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from finetune.errors import ConfigError, EnvironmentProblem, Problem
-from finetune.models.sources import TOKENIZERS
+from finetune.models.sources import has_tokenizer
 
 UNSTATED_LENGTH = 10**9  # a tokenizer that states no limit says 1e30
-FILES = (*TOKENIZERS, "merges", "bpe.codes", "source.spm", "dict")
 
 
 def read_tokenizer(folder: Path, name: str, *, trust_remote_code: bool) -> Any:
@@ -22,7 +21,7 @@ def read_tokenizer(folder: Path, name: str, *, trust_remote_code: bool) -> Any:
     """
     import transformers
 
-    if not any(path.name.startswith(FILES) for path in folder.iterdir() if path.is_file()):
+    if not has_tokenizer(folder):
         raise ConfigError([Problem("model_name_or_path", name, "it has no tokenizer (tokenizer.json, vocab.txt, a "
                                    "sentencepiece model); save the model's own one there: "
                                    "AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER)")])

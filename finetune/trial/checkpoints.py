@@ -117,10 +117,7 @@ def keep_for_later(run: TrialRun, interruption: Interrupted) -> str:
     """A signal has come: keep what is done. Returns "pruned" where it means that the trial shall end with a record."""
     save_checkpoint(run)
     run.background.wait()
-    verdict = [run.observer.interrupted(interruption.signum)]
-    if run.accelerator.num_processes > 1:
-        accelerate.utils.broadcast_object_list(verdict)
-    if verdict[0] == "prune" and run.state.history:
+    if run.progress.interrupted(interruption.signum) == "prune" and run.state.history:
         signals.forget()
         return "pruned"
     note = "" if run.checkpoints is None else (f"a checkpoint is kept at step {run.trainer.step} of "

@@ -38,7 +38,15 @@ class Progress:
 
     def verdict(self, epoch: int, entry: Mapping[str, Any]) -> str:
         """What the observer says to an epoch, the same on every process."""
-        told = [self.observer.epoch_ended(epoch, entry)]
+        return self._agreed(self.observer.epoch_ended(epoch, entry))
+
+    def interrupted(self, signum: int) -> str:
+        """What the observer says to a signal, the same on every process."""
+        return self._agreed(self.observer.interrupted(signum))
+
+    def _agreed(self, said: str) -> str:
+        """The main process's observer is the one that was asked; the others' is deaf."""
+        told = [said]
         if not self.alone:
             accelerate.utils.broadcast_object_list(told)
         return told[0]

@@ -16,14 +16,15 @@ from finetune.data.formats.jsonfile import DEPTH, WHOLE, looks_like_one_value, r
 from finetune.data.formats.table import Table
 from finetune.errors import DataError
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".ft", ".txt")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".ft")
+_TEXT = (".ft", ".txt")  # fastText's lines; a .txt only where it is named itself: in a folder it is mostly a readme
+READABLE = (*SUFFIXES, ".txt")
 ALLOWED = ".csv, .tsv, .jsonl, .json, .parquet, fastText's .txt, each also as .gz, .bz2, .xz or .zst"
-_TEXT = (".ft", ".txt")
 
 
 def is_data_file(path: Path) -> bool:
-    """By its name. A .txt in a folder is mostly a readme: it is a data file where it is named itself, or compressed."""
-    return inner_name(path).suffix.lower() in SUFFIXES[:-1]
+    """By its name, as one of a folder's files."""
+    return inner_name(path).suffix.lower() in SUFFIXES
 
 
 def read_file(path: Path, source: str) -> dict[str, Table]:
@@ -32,7 +33,7 @@ def read_file(path: Path, source: str) -> dict[str, Table]:
     Raises DataError when the file cannot be read as what its suffix says.
     """
     suffix = inner_name(path).suffix.lower()
-    if suffix not in SUFFIXES:
+    if suffix not in READABLE:
         raise DataError(f"{source}: {suffix or 'no suffix'} is not a data format; allowed: {ALLOWED}")
     if suffix == ".parquet" and inner_name(path) == path:
         return {WHOLE: _read_parquet(path, source)}
