@@ -11,7 +11,6 @@ itself leaves the numbers as they are. Whatever cannot be recorded is computed a
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.training.memory import is_out_of_memory
+from finetune.training.random_state import random_states, set_random_states
 
 WORTH_STEPS = 20  # auto: a trial of fewer steps is over before recording has paid
 
@@ -229,13 +229,10 @@ class _Drawn:
 @contextlib.contextmanager
 def _same_randomness_afterwards(inputs: dict[str, Tensor]) -> Iterator[_Drawn]:
     """Put every generator back, and say whether one of the host's was used while the batch lay on a GPU."""
-    device = next(iter(inputs.values())).device
-    before, drawn = (torch.get_rng_state(), random.getstate(), np.random.get_state()[2]), _Drawn()
-    legacy = np.random.get_state()
+    device, before, drawn = next(iter(inputs.values())).device, random_states(), _Drawn()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield drawn
-        moved = not torch.equal(before[0], torch.get_rng_state())
-        drawn.on_host = (moved and device.type == "cuda") or random.getstate() != before[1] \
-            or np.random.get_state()[2] != before[2]
-    random.setstate(before[1])
-    np.random.set_state(legacy)
+        after = random_states()
+    on_host = ("torch", "python", "numpy") if device.type == "cuda" else ("python", "numpy")
+    drawn.on_host = any(not torch.equal(before[name], after[name]) for name in on_host)
+    set_random_states(before)

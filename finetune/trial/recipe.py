@@ -15,7 +15,8 @@ from finetune.saving.manifest import MODEL_FOLDER
 from finetune.training import signals
 from finetune.training.evaluation import class_details
 from finetune.training.memory import peak_memory_bytes, reset_peak_memory
-from finetune.training.resume import digest_of_tensors, own_randomness
+from finetune.training.random_state import own_randomness
+from finetune.training.resume import digest_of_tensors
 from finetune.training.stopwatch import Stopwatch
 from finetune.trial.build import audited, build_trainer, encode_splits
 from finetune.trial.checkpoints import keep_for_later, resume, save_checkpoint, save_unless_over

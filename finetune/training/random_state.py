@@ -1,0 +1,51 @@
+"""The state of every global random generator: taken, put back, and a trial's own while it runs."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetune.randomness import stream_seed
+
+
+def random_states() -> dict[str, Tensor]:
+    """Every global generator that a model's code may draw from: torch, its GPU, Python's, NumPy's legacy one."""
+    _, words, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state()
+    states = {"torch": torch.get_rng_state(), "python": torch.tensor(words, dtype=torch.int64),
+              "numpy": torch.tensor([*keys.tolist(), position, has_gauss], dtype=torch.int64),
+              "normals": torch.tensor([math.nan if gauss is None else gauss, cached], dtype=torch.float64)}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_states(states: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(states["torch"])
+    gauss, cached = states["normals"].tolist()
+    random.setstate((3, tuple(states["python"].tolist()), None if math.isnan(gauss) else gauss))
+    *keys, position, has_gauss = states["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+@contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Dropout knows only the global generators: seeded here, and put back as they were afterwards."""
+    before = random_states()
+    try:
+        with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
+            own = stream_seed(seed, "dropout")
+            torch.manual_seed(own)
+            random.seed(own)
+            np.random.seed(own % 2**32)
+            yield
+    finally:
+        set_random_states(before)
