@@ -10,7 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from records import World, make_trial, publish
-from test_analysis_report import EVIL, Page, trials_of
+from reports import EVIL, Page, trials_of
 
 from analysis.report.report import write_report
 

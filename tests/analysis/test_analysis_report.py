@@ -4,13 +4,13 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
 from records import World, make_trial, publish, sweep_trials
+from reports import EVIL, Page, trials_of
 
 from analysis.figures.plots_cost import spent
 from analysis.load.records import load_directory
@@ -18,7 +18,6 @@ from analysis.report.report import make_curves, write_report
 from finetune.cli import main as cli
 from finetune.errors import ConfigError
 
-EVIL = '<script>alert("x")</script>'
 WITHOUT_TORCH = """
 import sys
 class Refused:
@@ -32,48 +31,11 @@ raise SystemExit(main(sys.argv[1:]))
 MARKUP = "{{ 7*7 }} |*c* $d$ \\input{x} & 9%"
 
 
-def trials_of(world, depths=(0, 2, 6), **knobs):
-    """Tuned on two rates and confirmed."""
-    tuning = [make_trial(world, freeze_depth=d, learning_rate=rate, seed=s, skill=1.5 - 0.1 * d - (rate > 5e-5),
-                         **knobs)
-              for d in depths for rate in (5e-5, 1e-4) for s in (1, 2)]
-    return tuning + [make_trial(world, freeze_depth=d, learning_rate=5e-5, seed=s, skill=1.5 - 0.1 * d, phase="confirm",
-                                **knobs) for d in depths for s in range(3, 9)]
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     publish(folder, trials_of(World(rows=150)))
     return write_report([str(folder)])
-
-
-class Page(HTMLParser):
-    """Tags, attributes, texts by element id, table cells and the embedded summary."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.attributes, self.cells, self.path, self.texts = [], [], [], [], {}
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.tags.append(tag)
-        self.attributes.append((tag, attributes))
-        self.path.append((tag, attributes.get("id")))
-        if tag == "td":
-            self.cells.append([attributes.get("data-value"), ""])
-
-    def handle_endtag(self, tag):
-        while self.path and self.path.pop()[0] != tag:
-            pass
-
-    def handle_data(self, data):
-        for _, name in self.path:
-            if name:
-                self.texts[name] = self.texts.get(name, "") + data
-        if self.path and self.path[-1][0] == "td":
-            self.cells[-1][1] += data
 
 
 def page_of(report):

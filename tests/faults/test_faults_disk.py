@@ -9,9 +9,9 @@ import sys
 import killing
 import numpy as np
 import pytest
-import test_sweep_kill
 import torch
 
+import sweeps
 from finetune.errors import EnvironmentProblem
 from finetune.files import require_writable
 from finetune.prefix.store import PrefixStore
@@ -135,16 +135,16 @@ def test_a_full_disk_while_the_study_is_written(small):
 @pytest.mark.fault("disk", "the disk fills up in the middle of a sweep, under records and study",
                    "exit 5 with a sentence; with room the same command goes on, every trial is done once")
 def test_a_sweep_on_a_disk_that_fills_up(small):
-    process = test_sweep_kill.start(small)
-    test_sweep_kill.wait_until(lambda: len(RecordStore(small).trial_ids()) >= 2)
+    process = sweeps.start(small)
+    sweeps.wait_until(lambda: len(RecordStore(small).trial_ids()) >= 2)
     filler = fill_up(small)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 5 and "disk is full" in said and "Traceback" not in said, said
     assert all(RecordStore(small).load_complete(trial_id) for trial_id in RecordStore(small).trial_ids())
     filler.unlink()
-    process = test_sweep_kill.start(small)
+    process = sweeps.start(small)
     assert process.wait(60) == 0, process.stderr.read()
-    test_sweep_kill.check_everything_was_done_once(small)
+    sweeps.check_everything_was_done_once(small)
 
 
 @pytest.mark.fault("disk", "the disk fills up while a trial trains",

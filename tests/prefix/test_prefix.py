@@ -2,65 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, LAYERS, build
+from families import FAMILIES, LAYERS
+from prefix_parts import ROWS, classifier_of, loss_and_gradients, random_split, reuse_of
 
-from finetune.data.encoding.batches import Collator
-from finetune.data.encoding.encoding import EncodedSplit
-from finetune.freezing import FreezePlan
-from finetune.freezing.rules import above_depth
-from finetune.models import LayerStack
-from finetune.models.discovery import discover_stack
-from finetune.models.head import Classifier, Head
 from finetune.prefix.budget import PrefixHint, configure
 from finetune.prefix.fill import fill_batches
-from finetune.prefix.reuse import PrefixReuse, PrefixSource
 
 SKIPPABLE = [name for name in FAMILIES if name != "T5 encoder"]
-ROWS = np.arange(10)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
-
-
-def random_split(rows: int = 10, side: str = "right", seed: int = 0) -> Collator:
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(3, 28, rows)
-    ids = [rng.integers(5, 60, n).astype(np.int32) for n in lengths]
-    encoded = EncodedSplit(ids, None, rng.integers(0, 2, rows), np.arange(rows), lengths, 0.0, f"split {seed} {rows}")
-    return Collator(encoded, 0, side)
-
-
-def classifier_of(family: str, pooling: str = "mean") -> tuple[Classifier, LayerStack]:
-    model = build(family)
-    model.config.use_cache = False
-    stack = discover_stack(model)
-    classifier = Classifier(model, Head(stack.width, 8, 2, 0.0, torch.Generator().manual_seed(0)), pooling)
-    return classifier, stack.bind(classifier)
-
-
-def reuse_of(classifier: Classifier, stack: LayerStack, *splits: Collator, depth: int, model: str = "m") -> PrefixReuse:
-    source = PrefixSource(model, None, "no", classifier.pooling, stack.num_layers, "p")
-    plan = FreezePlan.build(stack, above_depth(stack, depth))
-    reuse = PrefixReuse(classifier, stack, source, splits, contextlib.nullcontext)
-    classifier.train()
-    plan.apply(classifier)
-    reuse.enter([plan])
-    return reuse
-
-
-def loss_and_gradients(classifier, logits):
-    classifier.zero_grad(set_to_none=True)
-    loss = (logits * torch.arange(1, logits.numel() + 1).view_as(logits)).sum()
-    loss.backward()
-    return {name: p.grad.clone() for name, p in classifier.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("depth", range(1, LAYERS + 1))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, LAYERS
-from test_prefix import ROWS, classifier_of, loss_and_gradients, random_split, reuse_of
+from prefix_parts import ROWS, bf16, classifier_of, loss_and_gradients, mixed_reuse_of, random_split, reuse_of
 
 from finetune.config import TrialConfig
 from finetune.prefix import budget, check
@@ -29,16 +29,6 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(budget, "_hint", PrefixHint())
     monkeypatch.setattr(check, "_sound", set())
-
-
-def bf16():
-    return torch.autocast("cpu", torch.bfloat16)
-
-
-def mixed_reuse_of(classifier, stack, split, depth):
-    reuse = reuse_of(classifier, stack, split, depth=depth)
-    reuse.source, reuse.autocast = dataclasses.replace(reuse.source, mixed_precision="bf16"), bf16
-    return reuse
 
 
 @pytest.mark.parametrize("family, depth", [*itertools.product(REUSING, range(1, LAYERS + 1)), ("T5 encoder", LAYERS)])

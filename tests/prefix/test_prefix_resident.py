@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_prefix import ROWS, classifier_of, random_split, reuse_of
-from test_prefix_mixed import mixed_reuse_of
+from prefix_parts import ROWS, classifier_of, mixed_reuse_of, random_split, reuse_of
 
 from finetune.prefix import budget, check, resident, served
 from finetune.prefix.budget import PrefixHint

@@ -3,8 +3,6 @@
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,53 +10,9 @@ import psutil
 import pytest
 
 from finetune.results import RecordStore
-from finetune.sweep.search.search import Search
-from finetune.sweep.search.storage import StudyStorage
-from finetune.sweep.spec.schema import parse_spec
+from sweeps import GRID, TRIALS, alive, check_everything_was_done_once, children_of, start, wait_until
 
 HERE = Path(__file__).parents[1] / "support"
-TRIALS = 12
-GRID = {"method": "grid", "metric": {"name": "validation/accuracy", "goal": "maximize"}, "parameters": {
-    "dataset_name": {"value": "toy?seconds=0.15"}, "num_train_epochs": {"value": 2},
-    "freeze_depth": {"values": [0, 2]}, "seed": {"values": [1, 2, 3, 4, 5, 6]}}}
-
-
-def start(folder, raw=GRID, **options):
-    return subprocess.Popen([sys.executable, str(HERE / "sweep_driver.py"), str(folder), json.dumps(raw),
-                             json.dumps({"retries": 50, **options})], stderr=subprocess.PIPE, text=True)
-
-
-def children_of(process):
-    try:
-        return psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def wait_until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
-def alive(processes):
-    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-
-
-def check_everything_was_done_once(folder):
-    store = RecordStore(folder)
-    records = [store.load_complete(trial_id) for trial_id in store.trial_ids()]
-    assert len(records) == TRIALS and {record.state for record in records} == {"complete"}
-    assert {(r.config["freeze_depth"], r.config["seed"]) for r in records} == {
-        (depth, seed) for depth in (0, 2) for seed in range(1, 7)}
-    assert not list(folder.rglob("*.tmp"))
-    name = json.loads((folder / "sweep.json").read_text())["study"]
-    storage = StudyStorage(None, folder)
-    search = Search(storage, parse_spec(GRID, default_name="driven"), name, maximize=True)
-    done = [t.user_attrs["trial_id"] for t in search.study.trials if t.state.name == "COMPLETE"]
-    assert len(done) == TRIALS == len(set(done)) and not search.waiting() and not search.running()
-    storage.close()
 
 
 def started(folder):

@@ -11,13 +11,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
+import sweeps
 from finetune.results import RecordStore
 
+wait_until = partial(sweeps.wait_until, seconds=30.0)
 HERE = Path(__file__).parents[1] / "support"
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) if Path("/usr/lib/postgresql").is_dir() else []
 GRACE = 3.0
@@ -111,13 +114,6 @@ def published(*folders) -> Counter:
 def starts(folder):
     log = folder / "starts.log"
     return len(log.read_text().splitlines()) if log.exists() else 0
-
-
-def wait_until(condition, seconds=30.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 def ends_well(process):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_prefix import ROWS, classifier_of, random_split, reuse_of
+from prefix_parts import ROWS, classifier_of, random_split, reuse_of
 
 from finetune.config import TrialConfig
 from finetune.data.encoding.batches import Collator, evaluation_batches, padding_share, training_batches
