@@ -58,6 +58,7 @@ def _search(text: str) -> list[str]:
 def _inspect(args: argparse.Namespace) -> None:
     from finetune.commands.views import datasets as show
     from finetune.config import TrialConfig
+    from finetune.data.load import configurations_of
 
     knobs = {"dataset_name": args.name, "dataset_config_name": args.config, **{k: getattr(args, k) for k in KNOBS}}
     config = TrialConfig.from_mapping({name: value for name, value in knobs.items() if value is not None})
@@ -85,22 +86,6 @@ def working(what: str) -> Iterator[None]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         progress.add_task(what, total=None)
         yield
-
-
-def configurations_of(config: TrialConfig) -> list[str]:
-    """Names of the configurations of a data set; one or none where there is nothing to choose."""
-    from finetune.data.load import local_path
-    from finetune.data.sources.catalog import BUNDLED
-    from finetune.data.sources.local import configurations
-
-    if config.dataset_name in BUNDLED:
-        return []
-    path = local_path(config.dataset_name)
-    if path is not None:
-        return configurations(path)
-    from finetune.data.sources.hub import hub_configurations
-
-    return hub_configurations(config.dataset_name, config.dataset_revision)
 
 
 def describe(config: TrialConfig, model: str | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from finetune.data.schema.labels import LabelSpace, label_space
 from finetune.data.schema.rows import KEPT_BACK, NO_GOLD, Rows
 from finetune.data.schema.tokens import join_tokens
 from finetune.data.sources.catalog import BUNDLED, bundled_folder
-from finetune.data.sources.local import open_local, stamp
+from finetune.data.sources.local import configurations, open_local, stamp
 from finetune.data.sources.source import Source
 from finetune.data.splits.splits import carve, text_key
 from finetune.data.task_data import Split, TaskData, fingerprint
@@ -80,6 +80,18 @@ def _opened(config: TrialConfig) -> Source:
     from finetune.data.sources.hub import open_hub
 
     return open_hub(name, config_name, config.dataset_revision)
+
+
+def configurations_of(config: TrialConfig) -> list[str]:
+    """Names of the configurations of a data set; one or none where there is nothing to choose."""
+    if config.dataset_name in BUNDLED:
+        return []
+    path = local_path(config.dataset_name)
+    if path is not None:
+        return configurations(path)
+    from finetune.data.sources.hub import hub_configurations
+
+    return hub_configurations(config.dataset_name, config.dataset_revision)
 
 
 def choose_columns(source: Source, config: TrialConfig) -> Columns:

@@ -60,8 +60,9 @@ def _dataset(answers: Mapping[str, Any]) -> str:
 
 def _problem(answers: Mapping[str, Any]) -> str | None:
     """Why a data set cannot be used, as far as that can be told before its configuration is known."""
-    from finetune.commands.data import configurations_of, working
+    from finetune.commands.data import working
     from finetune.config import TrialConfig
+    from finetune.data.load import configurations_of
 
     try:
         with working("looking at the data set"):
@@ -74,8 +75,8 @@ def _problem(answers: Mapping[str, Any]) -> str | None:
 
 
 def _configuration(answers: Mapping[str, Any]) -> str | None:
-    from finetune.commands.data import configurations_of
     from finetune.config import TrialConfig
+    from finetune.data.load import configurations_of
 
     available = configurations_of(TrialConfig.from_mapping({"dataset_name": answers["dataset_name"]}))
     return _pick("Configuration:", available) if len(available) > 1 else None
