@@ -104,8 +104,8 @@ def _what_instead(folder: Path) -> str:
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         try:
-            base = json.loads(adapter.read_text()).get("base_model_name_or_path")
-        except ValueError:
+            base = dict(json.loads(adapter.read_text())).get("base_model_name_or_path")
+        except (ValueError, TypeError):  # no JSON, or no object: what it is stands in its name
             base = None
         return (f"a PEFT adapter, not a whole model: give its base model{f', {shown(base)}' if base else ''}, or merge "
                 "it once with merge_and_unload() and give the folder that save_pretrained writes")

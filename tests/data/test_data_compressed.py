@@ -100,6 +100,12 @@ def test_a_plain_txt_says_how_to_convert_it(tmp_path):
         load(tmp_path / "train.txt")
 
 
+def test_a_txt_with_tabs_is_called_what_it_is(tmp_path):
+    (tmp_path / "train.txt").write_text("pos\ta good film\nneg\ta bad film\n")
+    with pytest.raises(DataError, match="call it .tsv"):
+        load(tmp_path / "train.txt")
+
+
 def test_a_readme_in_a_folder_is_no_data(tmp_path):
     (tmp_path / "train.csv").write_text(CSV)
     (tmp_path / "README.txt").write_text("about the data")

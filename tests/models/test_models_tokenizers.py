@@ -100,6 +100,10 @@ def test_an_adapter_and_a_sentence_transformers_folder_say_what_to_give_instead(
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "bert-base-uncased"}))
     with pytest.raises(ConfigError, match="a PEFT adapter.*give its base model, 'bert-base-uncased'"):
         load(adapter)
+    for damaged in ("[1, 2]", "no json", "3"):
+        (adapter / "adapter_config.json").write_text(damaged)
+        with pytest.raises(ConfigError, match="a PEFT adapter, not a whole model"):
+            load(adapter)
     whole = tmp_path / "sentence model"
     save_tiny_bert(whole / "0_Transformer", layers=2)
     with pytest.raises(ConfigError, match="give '.*sentence model/0_Transformer'"):

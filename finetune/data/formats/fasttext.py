@@ -35,7 +35,9 @@ def read_fasttext(text: str, source: str) -> Table:
     return table
 
 
-def why_not_text(source: str) -> str:
+def why_not_text(source: str, text: str) -> str:
     """For a .txt that is not fastText's."""
+    if "\t" in text.partition("\n")[0]:
+        return f"{source}: a .txt with tabs is a table under another name; call it .tsv"
     return (f"{source}: a plain .txt is read only with fastText's lines ({PREFIX}NAME text); lines of \"label text\" "
             "become a table with: sed -E 's/^([^ ]+) /\\1\\t/' FILE.txt | sed '1i label\\ttext' > FILE.tsv")

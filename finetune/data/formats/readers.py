@@ -58,7 +58,7 @@ def _read_text(text: str, source: str, suffix: str) -> dict[str, Table]:
         return read_json(text, source)
     if suffix in _TEXT:
         if not is_fasttext(text):
-            raise DataError(why_not_text(source))
+            raise DataError(why_not_text(source, text))
         return {WHOLE: read_fasttext(text, source)}
     return {WHOLE: read_delimited(text, source, suffix)}
 
