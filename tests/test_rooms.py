@@ -27,6 +27,13 @@ def test_the_rules_see_what_they_forbid():
     assert rooms.circles(edges) == [("finetune.data.load", "finetune.trial.recipe")]
 
 
+def test_relative_imports_are_seen_too(tmp_path):
+    (tmp_path / "load.py").write_text("from ..trial.recipe import run_trial\nfrom . import targets\n")
+    found = rooms.modules() | {"finetune.data.load": tmp_path / "load.py"}
+    edges = {edge for edge in rooms.imports(found) if edge[0] == "finetune.data.load"}
+    assert edges == {("finetune.data.load", "finetune.trial.recipe"), ("finetune.data.load", "finetune.data.targets")}
+
+
 def test_the_recipe_fits_on_two_screens():
     assert len((rooms.ROOT / "finetune/trial/recipe.py").read_text().splitlines()) <= 170
 

@@ -41,15 +41,24 @@ def imports(found: dict[str, Path]) -> set[tuple[str, str]]:
     edges = set()
     for name, path in found.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                targets = [f"{node.module}.{alias.name}" for alias in node.names]
-                targets = [target if target in found else node.module for target in targets]
+            if isinstance(node, ast.ImportFrom):
+                module = _absolute(node, name, path)
+                targets = [f"{module}.{alias.name}" for alias in node.names]
+                targets = [target if target in found else module for target in targets]
             elif isinstance(node, ast.Import):
                 targets = [alias.name for alias in node.names]
             else:
                 continue
             edges |= {(name, target) for target in targets if target in found and target != name}
     return edges
+
+
+def _absolute(node: ast.ImportFrom, name: str, path: Path) -> str:
+    """The module that is imported from, also where the import is relative."""
+    if not node.level:
+        return node.module or ""
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    return ".".join([*package[:len(package) - node.level + 1], *([node.module] if node.module else [])])
 
 
 def row(module: str) -> int:
