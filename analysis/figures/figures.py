@@ -3,24 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from analysis.figures import plots, plots_cost, plots_detail, plots_tuning, svg
 from analysis.findings.curves import Curve, counted_at_baseline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
 
 MOST_OVERLAID = 7  # colours that can be told apart
 MOST_PANELS = 24
 WIDE = 9.6  # inches: the page's width
 
 
-class Figure(NamedTuple):
-    """A figure: `name` is its file's name, `svg` one <svg> element; `section` is where the page shows it."""
+@dataclass(frozen=True)
+class Figure:
+    """A figure, drawn when it is asked for: `name` is its file's name, `section` is where the page shows it."""
 
     name: str
     section: str  # curve | cost | detail | tuning
     title: str
     caption: str
-    svg: str
+    drawing: Callable[[Any], None]  # axes (one, or several with ncols) -> what is drawn on them
+    options: dict[str, Any] = field(default_factory=dict)  # of the axes: figsize, nrows, ncols, squeeze, sharey
+
+    @cached_property
+    def svg(self) -> str:
+        """One <svg> element."""
+        with svg.style(self.name):
+            return svg.render(self._drawn())
+
+    def plot(self) -> Canvas:
+        """A matplotlib Figure of one's own, on white, to be changed and saved. No part of pyplot: it has no backend."""
+        with svg.style(self.name):
+            drawn = self._drawn()
+        drawn.set_facecolor("white")
+        return drawn
+
+    def _drawn(self) -> Canvas:
+        figure, axes = svg.blank(**self.options)
+        self.drawing(axes)
+        return figure
 
 
 def make_figures(curves: Sequence[Curve], margin: float, probes: Sequence[dict[str, Any]] = ()) -> list[Figure]:
@@ -159,10 +184,4 @@ def _titled(curve: Curve, title: str) -> str:
 
 
 def draw(name: str, section: str, title: str, caption: str, drawing: Callable[[Any], None], **options: Any) -> Figure:
-    """Axes (one, or several with ncols), drawn and rendered."""
-    with svg.style(name):
-        import matplotlib.pyplot as plt
-
-        figure, axes = plt.subplots(**options)
-        drawing(axes)
-        return Figure(name, section, title, caption, svg.render(figure))
+    return Figure(name, section, title, caption, drawing, options)

@@ -47,7 +47,6 @@ def style(name: str) -> Iterator[None]:
     import matplotlib
     from cycler import cycler
 
-    matplotlib.use("svg")
     settings = {**_STYLE, "axes.prop_cycle": cycler(color=COLOURS), "svg.hashsalt": name, "svg.id": name}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
@@ -65,13 +64,18 @@ def hover(artist: Artist, text: str) -> None:
     artist.set_gid(_HOVER + label(text, 400))
 
 
+def blank(*, figsize: tuple[float, float] | None = None, **grid: Any) -> tuple[Figure, Any]:
+    """A figure and its axes, as pyplot.subplots gives them, without pyplot: a notebook's backend stays its own."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=figsize)
+    return figure, figure.subplots(**grid)
+
+
 def render(figure: Figure) -> str:
     """The figure as the text of one <svg> element, colours by currentColor, hover texts as <title>."""
-    import matplotlib.pyplot as plt
-
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
     text = buffer.getvalue()
     text = text[text.index("<svg"):].strip()
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

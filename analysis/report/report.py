@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,33 +26,44 @@ from finetune.files import atomic_write, disk_errors
 
 @dataclass(frozen=True)
 class Report:
-    """What was written where."""
+    """Everything that a report says, and the folder in which it is or would be written."""
 
     folder: Path
     summary: dict[str, Any]
     curves: list[Curve]
     figures: list[Figure]
+    loaded: Loaded
+    margins: list[float]
+
+    def save(self, folder: Path | None = None) -> Report:
+        """Write all files. Returns the report with the folder that it now lies in."""
+        report = self if folder is None else replace(self, folder=folder)
+        documents = render(report.summary, report.curves, report.figures, report.margins)
+        documents |= {f"figures/{figure.name}.svg": standalone(figure.svg, figure.title) for figure in report.figures}
+        documents["summary.json"] = json.dumps(report.summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        forget_old(report.folder)
+        write_tables(report.folder / "tables", report.loaded.trials)
+        for name, text in documents.items():
+            atomic_write(report.folder / name, text, "the report")
+        return report
 
 
-def write_report(
+def write_report(sources: list[str], **options: Any) -> Report:
+    """As `make_report`, and write all files."""
+    return make_report(sources, **options).save()
+
+
+def make_report(
     sources: list[str], *, margins: Sequence[float] | None = None, population: Population = "new_text",
     metric: str | None = None, by: Sequence[str] = (), folder: Path | None = None,
 ) -> Report:
-    """Read the sources, compute everything, write all files. Raises ConfigError when there is nothing to report."""
+    """Read the sources and compute everything. Raises ConfigError when there is nothing to report."""
     loaded = load_sources(sources)
     curves = make_curves(loaded, population=population, metric=metric, by=by)
     margins = list(margins or [own_margin(curves)])
     summary = summarize(curves, margins, checks.all_warnings(loaded, curves, margins))
     figures = make_figures(curves, margins[0], loaded.probes)
-    folder = folder or default_folder(sources, curves)
-    documents = render(summary, curves, figures, margins)
-    documents |= {f"figures/{figure.name}.svg": standalone(figure.svg, figure.title) for figure in figures}
-    documents["summary.json"] = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    forget_old(folder)
-    write_tables(folder / "tables", loaded.trials)
-    for name, text in documents.items():
-        atomic_write(folder / name, text, "the report")
-    return Report(folder, summary, curves, figures)
+    return Report(folder or default_folder(sources, curves), summary, curves, figures, loaded, margins)
 
 
 def forget_old(folder: Path) -> None:

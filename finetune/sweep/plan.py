@@ -34,6 +34,7 @@ class SweepOptions:
     confirm: int = 0  # fresh seeds per chosen setting
     grace: float = 60.0  # seconds of silence until another machine's trials are taken over
     stop_grace: float = 30.0  # seconds that a trial has for its checkpoint after Ctrl-C
+    from_python: bool = False  # a call, not a command: a second Ctrl-C ends the workers, not the caller's process
     task: str = "finetune.trial"
     prefix_budget: int | None = None  # bytes of disk and memory for frozen-prefix activations; None: a share of both
 

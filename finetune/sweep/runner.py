@@ -243,7 +243,7 @@ def team_for(spec: SweepSpec, options: SweepOptions, view: View, logs: Path) -> 
     """Workers that end with this block: at once after an error, with time for a checkpoint after a signal."""
     count = Machine.here().workers(options.workers, planned_trials(spec, options))
     team = Team(Machine.here(), count, task=options.task, logs=logs, ask_verdicts=spec.early_terminate is not None)
-    team.on_second_signal(view.close)
+    team.on_second_signal(view.close, exits=not options.from_python)
     try:
         yield team
     except Interrupted as interruption:
@@ -251,8 +251,9 @@ def team_for(spec: SweepSpec, options: SweepOptions, view: View, logs: Path) -> 
         view.say("stopping: running trials write their checkpoints (Ctrl-C again: at once)" if begun else
                  "stopping: no trial has begun")
         team.close(interrupt=True, grace=options.stop_grace)
-        raise Interrupted(interruption.signum, "the same command goes on where this one stopped" if begun else
-                          "nothing had begun; the same command starts it") from None
+        same = "the same call" if options.from_python else "the same command"
+        raise Interrupted(interruption.signum, f"{same} goes on where this one stopped" if begun else
+                          f"nothing had begun; {same} starts it") from None
     except BaseException:
         team.close(interrupt=True)
         raise

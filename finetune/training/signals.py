@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,14 +13,34 @@ from finetune.errors import Interrupted
 
 _received: int | None = None
 _deferring = 0
+_exits = True  # whether a second Ctrl-C ends the process
 
 
 def listen() -> None:
     """Handle the signals of this process from now on. Only the main thread may call it."""
-    global _received
-    _received = None
+    global _received, _exits
+    _received, _exits = None, True
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _handle)
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """As `listen`, for the length of the block, in a process that goes on after it: there a second Ctrl-C raises
+    KeyboardInterrupt at once. In another thread than the main one nothing is heard."""
+    global _exits
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    listen()
+    _exits = False
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        forget()
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
@@ -28,6 +49,8 @@ def _handle(signum: int, frame: FrameType | None) -> None:
         _received = signum
         if not _deferring:
             raise Interrupted(signum)
+    elif signum == signal.SIGINT and not _exits:
+        raise KeyboardInterrupt
     elif signum == signal.SIGINT and not _launched():
         os._exit(128 + signum)
 

@@ -9,11 +9,13 @@ import platform
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
@@ -77,7 +79,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         options = WorkerOptions(task, threads, log, os.getpid(), ask_verdicts)
         self.process = context.Process(target=worker_process.main, args=(theirs, options), name=f"worker-{index}")
-        with _environment(_variables(index, threads, machine)):
+        with _environment(_variables(index, threads, machine)), _without_main():
             self.process.start()
         theirs.close()
         self.connection: Connection = ours
@@ -94,15 +96,18 @@ class Worker:
         if self.process.is_alive():
             self.process.terminate()
 
-    def kill(self) -> None:
-        """At once, with all its children."""
-        pid = self.process.pid
-        if pid is None:
-            return
+    def strike(self) -> None:
+        """SIGKILL, with all its children; does not wait for their end."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             # Until the child has made its own group, its group is ours: then it has no children either.
-            os.killpg(pid, signal.SIGKILL)
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
+
+    def kill(self) -> None:
+        """At once, with all its children."""
+        if self.process.pid is None:
+            return
+        self.strike()
         self.process.join()
         self.connection.close()
 
@@ -154,6 +159,19 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """A spawned child imports its parent's main module, so that a script would run again where it has no guard for it.
+    Our workers need nothing of it: they are shown an empty one.
+    """
+    before = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = before
 
 
 def _signal_name(number: int) -> str:

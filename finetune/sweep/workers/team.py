@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -92,19 +93,24 @@ class Team:
         self.workers.clear()
         self._signals.restore()
 
-    def on_second_signal(self, farewell: Callable[[], None]) -> None:
-        """The second Ctrl-C ends everything at once; `farewell` puts the terminal in order."""
+    def on_second_signal(self, farewell: Callable[[], None], *, exits: bool = True) -> None:
+        """The second Ctrl-C ends everything at once; `farewell` puts the terminal in order. `exits`: also this process,
+        which in a notebook is the kernel with everything in it."""
         def abort(signum: int) -> None:
             for worker in self.workers:
-                worker.kill()
+                worker.strike()  # whoever waits for it buries it
             farewell()
-            os._exit(128 + signum)
+            if exits:
+                os._exit(128 + signum)
 
         self._signals.abort = abort
 
 
 class Signals:
-    """SIGINT and SIGTERM as something that can be waited for, and that strikes only where `check` is called."""
+    """SIGINT and SIGTERM as something that can be waited for, and that strikes only where `check` is called.
+
+    Only the main thread is told of signals: in another one there are none to wait for.
+    """
 
     def __init__(self) -> None:
         self.abort: Callable[[int], None] | None = None
@@ -112,8 +118,10 @@ class Signals:
         self.socket.setblocking(False)
         self._waker.setblocking(False)
         self._received: int | None = None
-        self._wakeup_before = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            self._wakeup_before = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+            self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self._received is not None and self.abort is not None:
@@ -125,7 +133,8 @@ class Signals:
             raise Interrupted(self._received)
 
     def restore(self) -> None:
-        signal.set_wakeup_fd(self._wakeup_before)
+        if self._before:
+            signal.set_wakeup_fd(self._wakeup_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self.socket.close()
