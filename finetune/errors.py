@@ -6,6 +6,7 @@ import difflib
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 EXIT_CODES = (
     "exit codes: 0 done; 1 the trial failed; 2 wrong command or configuration; 3 the sweep ended with failed trials; "
@@ -60,6 +61,7 @@ class TrialFailed(FinetuneError):
 
     def __init__(self, kind: str, message: str):
         self.kind = kind
+        self.record: Any = None  # the published TrialRecord, where there is one
         super().__init__(message)
 
 

@@ -72,6 +72,16 @@ class TrialRecord(BaseModel):
     wandb_run: dict[str, Any] | None = None
     checksum: str | None = None
 
+    def __repr__(self) -> str:
+        """One line, for a shell or a notebook; `as_json` has everything."""
+        test = ", ".join(f"test {name} {value:.4f}" for name, value in self.metrics.get("test", {}).items()
+                         if name == self.metric)
+        strategy = self.effective.get("strategy") or self.config.get("strategy")
+        facts = [self.state, str(strategy), f"seed {self.config.get('seed')}", f"best epoch {self.best_epoch}", test]
+        return f"<TrialRecord {self.trial_id[:12]}: {', '.join(fact for fact in facts if fact)}>"
+
+    __str__ = __repr__
+
     def as_json(self) -> dict[str, Any]:
         """The record as it stands in record.json, where the version's key is `schema`."""
         content = self.model_dump(mode="json")

@@ -53,20 +53,21 @@ def run(argv: Sequence[str]) -> int:
     return 1 if record.state == "failed" else 0
 
 
-def train(config: TrialConfig, *, force: bool = False) -> TrialRecord | None:
+def train(config: TrialConfig, *, force: bool = False, view: Observer | None = None) -> TrialRecord | None:
     """Run the trial, publish its record and mirror it to W&B; a complete one is returned instead of trained again.
 
-    Returns None on every process but the main one.
+    `view` shows its progress; default: lines on stderr. Returns None on every process but the main one.
     """
     store, tracker = RecordStore(config.output_dir or default_output_dir()), open_tracker(config)
     try:
-        return _train(config, store, tracker, force)
+        return _train(config, store, tracker, force, view or ProgressLines())
     except BaseException as error:
         tracker.close(error)
         raise
 
 
-def _train(config: TrialConfig, store: RecordStore, tracker: Tracker, force: bool) -> TrialRecord | None:
+def _train(config: TrialConfig, store: RecordStore, tracker: Tracker, force: bool, view: Observer
+           ) -> TrialRecord | None:
     from finetune.trial import resolve_trial, run_trial
 
     if is_main_process():
@@ -88,7 +89,7 @@ def _train(config: TrialConfig, store: RecordStore, tracker: Tracker, force: boo
             store.forget_checkpoints(resolved.trial_id)  # a kill right after the record has left them
         if done is None:
             ending = Ending(store, tracker)
-            run_trial(config, observer=Observers([ProgressLines(), ending]), output_dir=store.root)
+            run_trial(config, observer=Observers([view, ending]), output_dir=store.root)
             return ending.record
         if is_main_process() and in_sweep():
             tracker.replay(done, store.predictions(done))

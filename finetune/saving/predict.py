@@ -53,7 +53,7 @@ def read_texts(file: Path, columns: list[str] | None, trained_on: list[str], say
     for note in table.notes:
         say(note)
     rows = list(zip(*(table.column(name) for name in names), strict=True))
-    return _checked(rows, table.lines, list(names), file.name, trained_on)
+    return checked_texts(rows, table.lines, list(names), file.name, trained_on)
 
 
 def _lines(payload: bytes, source: str, trained_on: list[str], say: Say = _silent) -> list[tuple[str, ...]]:
@@ -64,10 +64,10 @@ def _lines(payload: bytes, source: str, trained_on: list[str], say: Say = _silen
     if note := note_on_encoding(encoding, source):
         say(note)
     rows = [(line.removesuffix("\r"),) for line in text.removesuffix("\n").split("\n")] if text else []
-    return _checked(rows, range(1, len(rows) + 1), ["text"], source, trained_on)
+    return checked_texts(rows, range(1, len(rows) + 1), ["text"], source, trained_on)
 
 
-def _checked(rows: Sequence[tuple[Any, ...]], lines: Sequence[int], names: list[str], source: str,
+def checked_texts(rows: Sequence[tuple[Any, ...]], lines: Sequence[int], names: list[str], source: str,
              trained_on: list[str]) -> list[tuple[str, ...]]:
     """The texts as training reads them. `lines`: where each row stands, from 1."""
     from finetune.data.formats.decoding import clean

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 # From top to bottom. A room imports from its own row and from rows below it. `analysis.statistics` is pure functions of
 # arrays, which a sweep plans and decides with; everything else of `analysis` stands on top.
 ORDER = (
-    ("finetune.commands", "finetune.cli", "finetune.__main__", "finetune.train", "analysis"),
+    ("finetune.interface", "finetune.commands", "finetune.cli", "finetune.__main__", "finetune.train", "analysis"),
     ("finetune.sweep",),
     ("finetune.tracking",),
     ("finetune.trial",),

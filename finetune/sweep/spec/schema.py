@@ -78,7 +78,10 @@ class SweepSpec:
         return digest_of([self.method, parts, judged, search])
 
 
-def load_spec(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
+Overrides = Sequence[str] | Mapping[str, Any]  # NAME=VALUE as on a command line, or name -> value
+
+
+def load_spec(path: Path, overrides: Overrides = ()) -> SweepSpec:
     """Read and check a sweep file. Raises ConfigError with every violation."""
     raw = read_yaml(path)
     if not isinstance(raw, dict) or not raw:
@@ -86,7 +89,7 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
     return parse_spec(raw, default_name=path.stem, overrides=overrides)
 
 
-def parse_spec(raw: Mapping[str, Any], *, default_name: str, overrides: Sequence[str] = ()) -> SweepSpec:
+def parse_spec(raw: Mapping[str, Any], *, default_name: str, overrides: Overrides = ()) -> SweepSpec:
     problems = _check_top_level(raw)
     flat = flatten_parameters(raw.get("parameters"), problems)
     flat = apply_overrides(flat, overrides)
@@ -107,12 +110,19 @@ def parse_spec(raw: Mapping[str, Any], *, default_name: str, overrides: Sequence
     )
 
 
-def apply_overrides(parameters: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`--set NAME=VALUE`: a list replaces a parameter's values, anything else fixes it. VALUE is YAML.
+def apply_overrides(parameters: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
+    """A list replaces a parameter's values, anything else fixes it.
 
     Another data set has other columns: setting dataset_name drops the configuration and column knobs of the file.
     """
-    flat = dict(parameters)
+    asked = dict(overrides) if isinstance(overrides, Mapping) else parse_overrides(overrides)
+    given = {name: {"values": value} if isinstance(value, list) else {"value": value} for name, value in asked.items()}
+    dropped = _CLEARED_WITH_DATASET if "dataset_name" in given else ()
+    return {**{name: body for name, body in parameters.items() if name not in dropped}, **given}
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """`--set NAME=VALUE`, where VALUE is YAML."""
     given: dict[str, Any] = {}
     for text in overrides:
         name, equals, value = text.partition("=")
@@ -121,12 +131,8 @@ def apply_overrides(parameters: Mapping[str, Any], overrides: Sequence[str]) -> 
             raise ConfigError([Problem("--set", text, "allowed: NAME=VALUE, e.g. --set num_train_epochs=2")])
         if name in given:
             raise ConfigError([Problem(f"--set {name}", value, "given twice")])
-        parsed = parse_yaml(value, f"--set {name}")
-        given[name] = {"values": parsed} if isinstance(parsed, list) else {"value": parsed}
-    if "dataset_name" in given:
-        for name in _CLEARED_WITH_DATASET:
-            flat.pop(name, None)
-    return {**flat, **given}
+        given[name] = parse_yaml(value, f"--set {name}")
+    return given
 
 
 def _check_top_level(raw: Mapping[str, Any]) -> list[Problem | str]:

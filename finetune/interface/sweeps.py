@@ -1,0 +1,113 @@
+"""A sweep from Python: from a notebook, a shell, or a script, which needs no `if __name__ == "__main__"`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from html import escape
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import ConfigError, Problem
+from finetune.interface.given import check_counts, plain_value
+from finetune.interface.progress import BarView, Quiet, in_notebook, stop_button
+from finetune.interface.reports import Report, make_report
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from finetune.sweep.runner import Ending
+    from finetune.sweep.spec.schema import SweepSpec
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How a sweep ended. `failures`: (trial, reason) of every one without a result; the same call tries them again."""
+
+    output_dir: Path
+    failures: list[tuple[str, str]]
+    chosen: list[dict[str, Any]] = field(repr=False)  # with `confirm`: each depth's setting, as tuning chose it
+    text: str = field(repr=False)  # what the command prints at the end
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """A row per trial that is on disk: its knobs, metrics and costs."""
+        from analysis.load.records import load_sources
+        from analysis.report.tables import trial_table
+
+        return trial_table(load_sources([str(self.output_dir)]).trials)
+
+    def report(self, **options: Any) -> Report:
+        """`make_report` of this sweep."""
+        return make_report(self.output_dir, **options)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(self.text)}</pre>"
+
+
+def run_sweep(sweep: str | PathLike[str] | Mapping[str, Any], *, set: Mapping[str, Any] | None = None,
+              output_dir: str | PathLike[str] | None = None, name: str | None = None, workers: int | None = None,
+              confirm: int = 0, search_seed: int = 0, retries: int = 2, trial_timeout: float | None = None,
+              storage: str | None = None, prefix_budget: str | None = None, progress: bool = True) -> SweepResult:
+    """Run all trials of a sweep that are not on disk yet: what `finetune sweep` does, with its options.
+
+    `sweep` is a YAML file, the name of one that comes with the package, or a dict in W&B's form. `set` fixes a knob for
+    the whole sweep, or replaces its values where the value is a list. Records lie in `output_dir`, by default
+    runs/<the file's name, or the dict's `name`>. Workers are processes of their own, which import nothing of yours.
+
+    Ctrl-C or the stop button: running trials write their checkpoints, KeyboardInterrupt is raised, nothing is lost, and
+    the same call goes on there. Trials that failed are no exception: they are in `failures`.
+
+    Raises ConfigError for a sweep or a point that is wrong (nothing has run then), DataError, EnvironmentProblem.
+
+    >>> import finetune
+    >>> finetune.run_sweep({"method": "grid", "parameters": {"freeze_dept": {"values": [0, 6]}}})
+    Traceback (most recent call last):
+    finetune.errors.ConfigError: freeze_dept = 0, 6: no such knob; did you mean freeze_depth?
+    """
+    from finetune.commands.sweep import closing, options_from
+    from finetune.sweep.runner import run_sweep as run
+    from finetune.sweep.view.live import open_view
+    from finetune.tracking import check_mode
+
+    check_counts(confirm=(confirm, 0), search_seed=(search_seed, 0), retries=(retries, 0),
+                 **({} if workers is None else {"workers": (workers, 1)}))
+    check_mode()
+    spec, file = _spec_of(sweep, plain_value(set or {}), name)
+    options = replace(options_from(argparse.Namespace(
+        file=file, output_dir=None if output_dir is None else Path(output_dir), confirm=confirm, retries=retries,
+        workers="auto" if workers is None else str(workers), search_seed=search_seed, trial_timeout=trial_timeout,
+        storage=storage, prefix_budget=prefix_budget, grace=60.0), spec), from_python=True)
+    view = (BarView() if in_notebook() else open_view()) if progress else Quiet()
+    with stop_button():
+        try:
+            ending = run(spec, options, view)
+        finally:
+            view.close()
+    return _result(ending, options.output_dir, closing(ending, options.output_dir))
+
+
+def _spec_of(sweep: str | PathLike[str] | Mapping[str, Any], overrides: dict[str, Any], name: str | None
+             ) -> tuple[SweepSpec, str]:
+    """The checked sweep, and the file after which its directory is named."""
+    from finetune.commands.sweep import find_sweep
+    from finetune.sweep.spec.schema import load_spec, parse_spec
+
+    if isinstance(sweep, str | PathLike):
+        file = find_sweep(str(sweep))
+        spec = load_spec(file, overrides)
+    elif isinstance(sweep, Mapping):
+        spec = parse_spec(plain_value(sweep), default_name="sweep", overrides=overrides)
+        file = Path(spec.name)
+    else:
+        raise ConfigError([Problem("sweep", sweep, "allowed: a YAML file, the name of a sweep that comes with the "
+                                                   "package, or a dict in W&B's form")])
+    if name:
+        spec = replace(spec, name=name, as_run={**spec.as_run, "name": name})
+    return spec, str(file)
+
+
+def _result(ending: Ending, output_dir: Path, text: str) -> SweepResult:
+    return SweepResult(output_dir, list(ending.failures), [vars(choice) for choice in ending.chosen], text)

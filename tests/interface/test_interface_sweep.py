@@ -1,0 +1,106 @@
+"""`finetune.run_sweep` where people call it: a script without a guard, a thread, a notebook with its stop button."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+import finetune
+from finetune.results import RecordStore
+
+
+def sweep_of(model, **parameters):
+    fixed = {"model_name_or_path": str(model), "train_size": 64, "evaluation_size": 32, "max_length": 32,
+             "num_train_epochs": 1, "save_model": False}
+    return {"name": "mine", "method": "grid", "parameters": {
+        **{name: {"value": value} for name, value in {**fixed, **parameters}.items()},
+        "freeze_depth": {"values": [0, 4]}}}
+
+
+def test_a_script_needs_no_guard(tiny_bert_dir, tmp_path):
+    (tmp_path / "mine.py").write_text(textwrap.dedent(f"""\
+        import finetune
+        print("once")
+        result = finetune.run_sweep({sweep_of(tiny_bert_dir)!r}, set={{"seed": range(1, 3)}}, workers=2)
+        print(result.output_dir, len(result.trials), result.failures)
+        print(len(result.report().curve))
+        """))
+    done = subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "once\nruns/mine 4 []\n2\n", done.stderr
+    again = subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert again.stdout == done.stdout and "probing" not in again.stderr
+
+
+def test_a_thread_may_call_it(tiny_bert_dir, tmp_path):
+    found = []
+    call = threading.Thread(target=lambda: found.append(finetune.run_sweep(
+        sweep_of(tiny_bert_dir), set={"freeze_depth": 4}, output_dir=tmp_path / "run", workers=1, progress=False)))
+    call.start()
+    call.join()
+    assert found[0].failures == [] and len(found[0].trials) == 1
+
+
+def test_failures_are_told(tiny_bert_dir, tmp_path):
+    result = finetune.run_sweep(
+        sweep_of(tiny_bert_dir, learning_rate=10, max_grad_norm=0, head_learning_rate=10, weight_decay=10,
+                 lr_scheduler_type="constant", mixed_precision="bf16"),
+        set={"freeze_depth": 0, "num_train_epochs": 30}, output_dir=tmp_path, workers=1, progress=False)
+    assert len(result.failures) == 1 and "failed" in result._repr_html_()
+    assert list(result.trials["state"]) == ["failed"]
+
+
+@pytest.fixture
+def kernel(tmp_path):
+    """A notebook's kernel, and a function that runs a cell in it and gives back what it printed."""
+    notebook = nbformat.v4.new_notebook()
+    client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+
+    def run(source):
+        cell = nbformat.v4.new_code_cell(source)
+        client.nb.cells.append(cell)
+        client.execute_cell(cell, len(client.nb.cells) - 1)
+        return "".join(output.get("text", "") or output.get("data", {}).get("text/plain", "")
+                       for output in cell.outputs)
+
+    with client.setup_kernel(env={**os.environ}):
+        yield client, run
+
+
+def test_a_notebook_stops_and_goes_on(kernel, tiny_bert_dir, tmp_path):
+    _, run = kernel
+    sweep = sweep_of(tiny_bert_dir, num_train_epochs=100)
+    run(f"import finetune, json, os\nsweep = json.loads({json.dumps(sweep)!r}); kept = 'still here'")
+    pid = int(run("print(os.getpid())"))
+    done = threading.Event()
+
+    def press_stop():
+        while not list(tmp_path.glob("runs/mine/checkpoints/*")) and not done.is_set():
+            time.sleep(0.05)
+        os.kill(pid, signal.SIGINT)  # what the button does
+
+    button = threading.Thread(target=press_stop)
+    button.start()
+    with pytest.raises(CellExecutionError) as stopped:
+        run("finetune.run_sweep(sweep, workers=1)")
+    done.set()
+    button.join()
+    assert "KeyboardInterrupt" in str(stopped.value) and "the same call goes on where this one stopped" in str(
+        stopped.value)
+    before = len(RecordStore(tmp_path / "runs/mine").trial_ids())
+    assert before < 2 and list((tmp_path / "runs/mine/checkpoints").iterdir())
+    said = run("sweep_result = finetune.run_sweep(sweep, workers=1)\nprint(kept, len(sweep_result.trials))")
+    assert "still here 2" in said and "goes on from a checkpoint" in said and "mine (tune)" in said
+    records = [RecordStore(tmp_path / "runs/mine").load(i) for i in RecordStore(tmp_path / "runs/mine").trial_ids()]
+    assert [len(record.history) for record in records] == [100, 100]
+    assert sum(bool(record.resumes) for record in records) == 1
