@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.errors import ConfigError, Problem
@@ -34,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     from analysis.report.report import write_report
 
-    check(args)
+    check(args.margin or [], args.by)
     report = write_report(
         args.sources, margins=args.margin, population=args.population, metric=args.metric, by=args.by,
         folder=Path(args.output_dir) if args.output_dir else None,
@@ -48,16 +49,16 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def check(args: argparse.Namespace) -> None:
+def check(margins: Sequence[float], by: Sequence[str]) -> None:
     """Raises ConfigError with every wrong argument."""
     from finetune.config import KNOBS
     from finetune.errors import did_you_mean
 
     problems = [Problem("--margin", margin, "allowed: a fraction above 0 and below 1, e.g. 0.01 for one point")
-                for margin in args.margin or [] if not 0 < margin < 1]
+                for margin in margins if not 0 < margin < 1]
     problems += [Problem("--by", name, "no such knob" + did_you_mean(name, KNOBS))
-                 for name in args.by if name not in KNOBS]
+                 for name in by if name not in KNOBS]
     problems += [Problem("--by", name, "allowed: any knob but what is compared anyway")
-                 for name in args.by if name in ("freeze_depth", "strategy", "seed")]
+                 for name in by if name in ("freeze_depth", "strategy", "seed")]
     if problems:
         raise ConfigError(problems)

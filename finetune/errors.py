@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,13 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{inert(self.field)} = {shown(self.value)}: {inert(self.allowed)}"
+
+
+def too_small(least: Mapping[str, int], values: Mapping[str, Any], dashes: str = "") -> list[Problem]:
+    """A problem for each of the `values` that is no integer of at least `least`; named with `dashes` before it."""
+    return [Problem(dashes + name, values[name], f"allowed: an integer >= {low}") for name, low in least.items()
+            if name in values and (isinstance(values[name], bool) or not isinstance(values[name], int)
+                                   or values[name] < low)]
 
 
 class ConfigError(FinetuneError):
@@ -59,9 +66,9 @@ class TrialFailed(FinetuneError):
 
     exit_code = 1
 
-    def __init__(self, kind: str, message: str):
+    def __init__(self, kind: str, message: str, record: Any = None):
         self.kind = kind
-        self.record: Any = None  # the published TrialRecord, where there is one
+        self.record = record  # the published TrialRecord, where there is one
         super().__init__(message)
 
 

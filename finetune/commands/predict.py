@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from finetune.display import plain
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, too_small
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    if args.per_device_eval_batch_size < 1:
-        raise ConfigError(f"per_device_eval_batch_size = {args.per_device_eval_batch_size}: allowed: an integer >= 1")
+    if wrong := too_small({"per_device_eval_batch_size": 1}, vars(args)):
+        raise ConfigError(wrong)
     from finetune.saving.manifest import find_kept
     from finetune.saving.predict import described, predict, read_texts
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import ConfigError, Problem, did_you_mean
+from finetune.errors import ConfigError, Problem, did_you_mean, too_small
 
 if TYPE_CHECKING:
+    from finetune.sweep.plan import SweepOptions
     from finetune.sweep.runner import Ending
     from finetune.sweep.spec.schema import SweepSpec
 
@@ -58,10 +59,8 @@ def main(args: argparse.Namespace) -> int:
     from finetune.tracking import check_mode
 
     check_mode()
-    spec = load_spec(find_sweep(args.file), args.overrides)
-    if args.name:
-        spec = replace(spec, name=args.name, as_run={**spec.as_run, "name": args.name})
-    options = options_from(args, spec)
+    spec = load_spec(find_sweep(args.file), args.overrides).named(args.name)
+    options = options_from(vars(args), spec, Path(args.file).stem, dashes="--")
     view = open_view()
     if args.dry_run:
         from finetune.sweep.estimate import dry_run
@@ -76,45 +75,45 @@ def main(args: argparse.Namespace) -> int:
     return ending.exit_code
 
 
-def options_from(args: argparse.Namespace, spec: SweepSpec) -> Any:
-    """The command line as SweepOptions. Raises ConfigError with every violation."""
+def options_from(given: Mapping[str, Any], spec: SweepSpec, name: str, *, dashes: str = "") -> SweepOptions:
+    """What was asked for as SweepOptions; what is not `given` is as there. Raises ConfigError with every violation.
+
+    `name`: the folder in runs/ that is taken where neither `given` nor the sweep has an output_dir. `dashes` stand
+    before the names in a violation: "--" on a command line.
+    """
     from finetune.prefix.budget import parse_size
     from finetune.sweep.plan import SweepOptions
     from finetune.sweep.search.storage import check_url
 
-    limits = {"confirm": 0, "search_seed": 0, "retries": 0}
-    problems: list[Problem | str] = [Problem(f"--{name}", getattr(args, name), f"allowed: an integer >= {low}")
-                                     for name, low in limits.items() if getattr(args, name) < low]
-    problems += [Problem(f"--{name}", getattr(args, name), "allowed: a number of seconds > 0")
-                 for name in ("trial_timeout", "grace")
-                 if getattr(args, name) is not None and not getattr(args, name) > 0]
-    workers = None if args.workers == "auto" else _count(args.workers)
+    problems: list[Problem | str] = [*too_small({"confirm": 0, "search_seed": 0, "retries": 0}, given, dashes)]
+    problems += [Problem(f"{dashes}{option}", seconds, "allowed: a number of seconds > 0")
+                 for option in ("trial_timeout", "grace") if (seconds := given.get(option)) is not None
+                 and not (isinstance(seconds, int | float) and seconds > 0)]
+    workers = None if given["workers"] == "auto" else _count(str(given["workers"]))
     if workers == 0:
-        problems.append(Problem("--workers", args.workers, "allowed: auto, or an integer >= 1"))
+        problems.append(Problem(f"{dashes}workers", given["workers"], "allowed: auto, or an integer >= 1"))
     budget = None
-    if args.prefix_budget is not None:
+    if given["prefix_budget"] is not None:
         try:
-            budget = parse_size(args.prefix_budget)
+            budget = parse_size(given["prefix_budget"])
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    return SweepOptions(
-        output_dir=args.output_dir or _default_output_dir(args.file, spec), workers=workers,
-        storage=check_url(args.storage) if args.storage else None, search_seed=args.search_seed, retries=args.retries,
-        trial_timeout=args.trial_timeout, confirm=args.confirm, grace=args.grace,
-        prefix_budget=budget,
-    )
+    as_they_are = ("search_seed", "retries", "trial_timeout", "confirm", "grace", "from_python")
+    return SweepOptions(output_dir=given["output_dir"] or _default_output_dir(spec, name), workers=workers,
+                        storage=check_url(given["storage"]) if given["storage"] else None, prefix_budget=budget,
+                        **{option: given[option] for option in as_they_are if option in given})
 
 
 def _count(text: str) -> int:
     return int(text) if text.isascii() and text.isdigit() else 0
 
 
-def _default_output_dir(file: str, spec: SweepSpec) -> Path:
-    """runs/<the file's name>, or the one that the YAML fixes."""
+def _default_output_dir(spec: SweepSpec, name: str) -> Path:
+    """The one that the YAML fixes, or runs/<name>."""
     named = next((p for p in spec.parameters if p.name == "output_dir" and p.distribution == "constant"), None)
-    return Path(str(named.arguments["value"])) if named else Path("runs") / Path(file).stem
+    return Path(str(named.arguments["value"])) if named else Path("runs") / name
 
 
 def find_sweep(name: str) -> Path:

@@ -6,8 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune.errors import ConfigError, Problem
-
 
 def plain_value(value: Any) -> Any:
     """Paths as text, numpy's numbers and arrays as Python's, tuples and ranges as lists; also inside."""
@@ -20,11 +18,3 @@ def plain_value(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [plain_value(inner) for inner in value]
     return value
-
-
-def check_counts(**values: tuple[Any, int]) -> None:
-    """Each is (value, least). Raises ConfigError with every one that is no integer or too small."""
-    problems = [Problem(name, value, f"allowed: an integer >= {least}") for name, (value, least) in values.items()
-                if isinstance(value, bool) or not isinstance(value, int) or value < least]
-    if problems:
-        raise ConfigError(problems)

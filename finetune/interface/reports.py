@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from html import escape
 from os import PathLike
@@ -135,7 +134,7 @@ def make_report(*sources: str | PathLike[str], margin: float | Sequence[float] |
         raise ConfigError("make_report: give the directory of a sweep, e.g. runs/quickstart")
     margins = None if margin is None else [margin] if isinstance(margin, int | float) else list(margin)
     names = [by] if isinstance(by, str) else list(by)
-    check(argparse.Namespace(margin=margins, by=names))
+    check(margins or [], names)
     if population not in ("new_text", "this_test_set"):
         raise ConfigError([Problem("population", population, "allowed: new_text | this_test_set")])
     return Report(compute([str(source) for source in sources], margins=margins, population=population, metric=metric,

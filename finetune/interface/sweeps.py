@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from html import escape
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import ConfigError, Problem
-from finetune.interface.given import check_counts, plain_value
+from finetune.interface.given import plain_value
 from finetune.interface.progress import BarView, Quiet, in_notebook, stop_button
 from finetune.interface.reports import Report, make_report
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from finetune.sweep.runner import Ending
     from finetune.sweep.spec.schema import SweepSpec
 
 
@@ -72,42 +70,33 @@ def run_sweep(sweep: str | PathLike[str] | Mapping[str, Any], *, set: Mapping[st
     from finetune.sweep.view.live import open_view
     from finetune.tracking import check_mode
 
-    check_counts(confirm=(confirm, 0), search_seed=(search_seed, 0), retries=(retries, 0),
-                 **({} if workers is None else {"workers": (workers, 1)}))
     check_mode()
-    spec, file = _spec_of(sweep, plain_value(set or {}), name)
-    options = replace(options_from(argparse.Namespace(
-        file=file, output_dir=None if output_dir is None else Path(output_dir), confirm=confirm, retries=retries,
-        workers="auto" if workers is None else str(workers), search_seed=search_seed, trial_timeout=trial_timeout,
-        storage=storage, prefix_budget=prefix_budget, grace=60.0), spec), from_python=True)
+    spec, folder = _spec_of(sweep, plain_value(set or {}))
+    options = options_from({
+        "output_dir": None if output_dir is None else Path(output_dir), "confirm": confirm, "retries": retries,
+        "workers": "auto" if workers is None else workers, "search_seed": search_seed, "trial_timeout": trial_timeout,
+        "storage": storage, "prefix_budget": prefix_budget, "from_python": True}, spec, folder)
+    spec = spec.named(name)
     view = (BarView() if in_notebook() else open_view()) if progress else Quiet()
     with stop_button():
         try:
             ending = run(spec, options, view)
         finally:
             view.close()
-    return _result(ending, options.output_dir, closing(ending, options.output_dir))
+    return SweepResult(options.output_dir, ending.failures, [vars(choice) for choice in ending.chosen],
+                       closing(ending, options.output_dir))
 
 
-def _spec_of(sweep: str | PathLike[str] | Mapping[str, Any], overrides: dict[str, Any], name: str | None
-             ) -> tuple[SweepSpec, str]:
-    """The checked sweep, and the file after which its directory is named."""
+def _spec_of(sweep: str | PathLike[str] | Mapping[str, Any], overrides: dict[str, Any]) -> tuple[SweepSpec, str]:
+    """The checked sweep, and the name of its folder in runs/."""
     from finetune.commands.sweep import find_sweep
     from finetune.sweep.spec.schema import load_spec, parse_spec
 
     if isinstance(sweep, str | PathLike):
         file = find_sweep(str(sweep))
-        spec = load_spec(file, overrides)
-    elif isinstance(sweep, Mapping):
+        return load_spec(file, overrides), file.stem
+    if isinstance(sweep, Mapping):
         spec = parse_spec(plain_value(sweep), default_name="sweep", overrides=overrides)
-        file = Path(spec.name)
-    else:
-        raise ConfigError([Problem("sweep", sweep, "allowed: a YAML file, the name of a sweep that comes with the "
-                                                   "package, or a dict in W&B's form")])
-    if name:
-        spec = replace(spec, name=name, as_run={**spec.as_run, "name": name})
-    return spec, str(file)
-
-
-def _result(ending: Ending, output_dir: Path, text: str) -> SweepResult:
-    return SweepResult(output_dir, list(ending.failures), [vars(choice) for choice in ending.chosen], text)
+        return spec, Path(spec.name).name
+    raise ConfigError([Problem("sweep", sweep, "allowed: a YAML file, the name of a sweep that comes with the "
+                                               "package, or a dict in W&B's form")])

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from finetune.config import TrialConfig
-from finetune.errors import ConfigError, DataError, Problem, TrialFailed
-from finetune.interface.given import check_counts, plain_value
+from finetune.errors import ConfigError, DataError, Problem, TrialFailed, too_small
+from finetune.interface.given import plain_value
 from finetune.interface.knobs import Knobs
 from finetune.interface.progress import BarObserver, in_notebook, stop_button
 from finetune.results import RecordStore, TrialRecord
@@ -54,9 +54,7 @@ def run_trial(*, force: bool = False, progress: bool = True, **knobs: Unpack[Kno
         if isinstance(view, BarObserver):
             view.close()
     if record is not None and record.error is not None and record.state == "failed":
-        failure = TrialFailed(record.error["kind"], record.error["message"])
-        failure.record = record
-        raise failure
+        raise TrialFailed(record.error["kind"], record.error["message"], record)
     return record  # type: ignore[return-value]  # None on the other processes of `accelerate launch`
 
 
@@ -81,7 +79,8 @@ def predict(model: TrialRecord | str | PathLike[str], texts: Sequence[str | Sequ
     from finetune.saving.predict import checked_texts, described
     from finetune.saving.predict import predict as logits_of
 
-    check_counts(batch_size=(batch_size, 1))
+    if wrong := too_small({"batch_size": 1}, {"batch_size": batch_size}):
+        raise ConfigError(wrong)
     if isinstance(texts, str):
         raise ConfigError([Problem("texts", texts, "allowed: a list of texts, also for a single one")])
     folder = _folder_of(model) if isinstance(model, TrialRecord) else Path(model)

@@ -68,7 +68,7 @@ def _lines(payload: bytes, source: str, trained_on: list[str], say: Say = _silen
 
 
 def checked_texts(rows: Sequence[tuple[Any, ...]], lines: Sequence[int], names: list[str], source: str,
-             trained_on: list[str]) -> list[tuple[str, ...]]:
+                  trained_on: list[str]) -> list[tuple[str, ...]]:
     """The texts as training reads them. `lines`: where each row stands, from 1."""
     from finetune.data.formats.decoding import clean
     from finetune.data.schema.rows import text_problem

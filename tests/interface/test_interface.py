@@ -88,6 +88,7 @@ def test_values_as_programs_hold_them():
     (lambda: finetune.run_sweep("quikstart"), finetune.ConfigError, "did you mean quickstart"),
     (lambda: finetune.run_sweep(3), finetune.ConfigError, "a dict in W&B's form"),
     (lambda: finetune.run_sweep("quickstart", confirm="3", workers=0), finetune.ConfigError, "confirm = '3'"),
+    (lambda: finetune.run_sweep("quickstart", trial_timeout="soon"), finetune.ConfigError, "trial_timeout = 'soon'"),
     (lambda: finetune.run_sweep("quickstart", set={"train_sise": 3}), finetune.ConfigError, "train_sise"),
     (lambda: finetune.make_report(), finetune.ConfigError, "give the directory"),
     (lambda: finetune.make_report("nowhere"), finetune.ConfigError, "no such directory"),

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -42,13 +43,15 @@ def test_a_script_needs_no_guard(tiny_bert_dir, tmp_path):
     assert again.stdout == done.stdout and "probing" not in again.stderr
 
 
-def test_a_thread_may_call_it(tiny_bert_dir, tmp_path):
+def test_a_thread_may_call_it(tiny_bert_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     found = []
     call = threading.Thread(target=lambda: found.append(finetune.run_sweep(
-        sweep_of(tiny_bert_dir), set={"freeze_depth": 4}, output_dir=tmp_path / "run", workers=1, progress=False)))
+        sweep_of(tiny_bert_dir) | {"name": "lr-0.1"}, set={"freeze_depth": 4}, workers=1, progress=False)))
     call.start()
     call.join()
     assert found[0].failures == [] and len(found[0].trials) == 1
+    assert found[0].output_dir == Path("runs/lr-0.1")  # the whole name: lr-0.2 is another sweep
 
 
 def test_failures_are_told(tiny_bert_dir, tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,10 @@ class SweepSpec:
     run_cap: int | None = None
     as_run: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+    def named(self, name: str | None) -> SweepSpec:
+        """The same sweep under another name, as `wandb sweep --name` gives it; None and "" leave it."""
+        return replace(self, name=name, as_run={**self.as_run, "name": name}) if name else self
 
     def identity(self, search_seed: int) -> str:
         """A digest of what decides which points are tried and how they are judged: an edited sweep is another study."""
