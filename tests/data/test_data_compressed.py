@@ -150,7 +150,9 @@ def labelled(tmp_path, cells, **knobs):
 
 @pytest.mark.parametrize(("cells", "names"), [
     (["a", "b", "a|b", "c;a"], ["a", "b", "c"]), (["red", "blue", "red; blue"], ["blue", "red"]),
-    (["drama", "comedy", "drama, comedy", "war, drama", "war"], ["comedy", "drama", "war"])])
+    (["drama", "comedy", "drama, comedy", "war, drama", "war"], ["comedy", "drama", "war"]),
+    (["a|b", "b|c", "a|c", "a|b|c"], ["a", "b", "c"]), (["0", "1", "2", "0,1", "0,1,2"], ["0", "1", "2"]),
+    (["Paris, TX|Rome, GA", "Paris, TX", "Rome, GA"], ["Paris, TX", "Rome, GA"])])
 def test_several_labels_in_a_cell_are_told_by_the_column(tmp_path, cells, names):
     data = labelled(tmp_path, cells)
     assert data.task == "multilabel" and data.label_names == names
@@ -158,7 +160,8 @@ def test_several_labels_in_a_cell_are_told_by_the_column(tmp_path, cells, names)
 
 
 @pytest.mark.parametrize("cells", [
-    ["Washington, DC", "Portland, OR", "Portland, ME"], ["yes, please", "no, thanks", "yes"], ["a", "b"]])
+    ["Washington, DC", "Portland, OR", "Portland, ME"], ["yes, please", "no, thanks", "yes"], ["a", "b"],
+    ["C|C++", "Java", "R"], ["R&D; Ops", "Sales; EMEA", "Law"]])
 def test_a_name_that_contains_a_comma_is_one_class(tmp_path, cells):
     data = labelled(tmp_path, cells)
     assert data.task == "classification" and data.num_outputs == len(cells)

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from finetune.data.schema.cells import SEPARATORS, Joined, all_decimal_commas, joined_labels, parts
 from finetune.data.task_data import Task
 from finetune.errors import DataError, shown
 
 FEW = 20  # whole numbers with at most this many different values are classes
 MOSTLY = 0.9  # a column with this share of numbers is meant to be numbers
 FREE_TEXT = 0.5  # string labels that differ in more than this share of the rows are no classes
-_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf|infinity)", re.IGNORECASE)
 
 
@@ -39,6 +39,7 @@ class LabelSpace:
     note: str = ""
     multi_hot: bool = False  # each row is a list of 0/1 per label, not a list of labels
     by_index: bool = False  # labels are positions in `names`, not names
+    separators: str = SEPARATORS[0]  # between several labels in one cell of text
 
     @property
     def num_outputs(self) -> int:
@@ -70,18 +71,21 @@ def label_space(
     for label in labels:
         if isinstance(label.value, dict):
             raise DataError(f"{label.where}: the label is a mapping; allowed: text, a number, or a list of them")
-    kind, note = _infer(labels, declared) if task == "auto" else (task, "")
+    joined = joined_labels([label.value for label in labels]) if task in ("auto", "multilabel") else None
+    kind, note = _infer(labels, declared, joined) if task == "auto" else (task, "")
     if multi_hot and kind != "multilabel":
         raise DataError(f"several label columns make a multi-label task, but task = {shown(task)}")
     if kind == "regression":
         return LabelSpace("regression", None, note)
     if kind == "multilabel":
-        rows = [_members(label) for label in labels]
+        separators = joined.separators if joined else SEPARATORS[0]
+        rows = [_members(label, separators) for label in labels]
         if multi_hot or _is_multi_hot(rows):
             fits = declared is not None and len(declared) == len(rows[0])
             names = list(declared) if fits else [str(index) for index in range(len(rows[0]))]
             return LabelSpace("multilabel", names, note, multi_hot=True)
-        return _named("multilabel", [member for row in rows for member in row], declared, note)
+        space = _named("multilabel", [member for row in rows for member in row], declared, note)
+        return replace(space, separators=separators)
     _check_classes(labels)
     space = _named("classification", [label.value for label in labels], declared, note)
     if not declared and space.num_outputs > max(FEW, FREE_TEXT * len(labels)):
@@ -91,7 +95,7 @@ def label_space(
 
 
 def _what_else(labels: Sequence[RawLabel]) -> str:
-    if all(isinstance(label.value, str) and _DECIMAL_COMMA.fullmatch(label.value.strip()) for label in labels):
+    if all_decimal_commas([label.value for label in labels]):
         return f"they are numbers with a decimal comma ({shown(labels[0].value)}); write a point"
     return "it looks like free text or an id, not like a class; name another with label_column"
 
@@ -120,16 +124,17 @@ def _named(task: Task, values: Sequence[Any], declared: Sequence[str] | None, no
     return LabelSpace(task, sorted(names, key=_natural), note)
 
 
-def _infer(labels: Sequence[RawLabel], declared: Sequence[str] | None) -> tuple[Task, str]:
+def _infer(
+    labels: Sequence[RawLabel], declared: Sequence[str] | None, joined: Joined | None
+) -> tuple[Task, str]:
     values = [label.value for label in labels]
     if all(as_list(value) is not None for value in values):
         return "multilabel", ""
     if declared:
         return "classification", ""
-    several = several_in_a_cell(values)
-    if several is not None and not _looks_like_a_number(several):
-        return "multilabel", (f"labels such as {shown(several)} are taken as several labels in one cell; if they are "
-                              "the names of classes, set task: classification")
+    if joined is not None and joined.sure:
+        return "multilabel", (f"labels such as {shown(joined.example)} are taken as several labels in one cell; if "
+                              "they are the names of classes, set task: classification")
     numbers = [number_of(value) for value in values]
     known = [number for number in numbers if number is not None]
     fractional = any(not number.is_integer() for number in known if math.isfinite(number))
@@ -137,9 +142,7 @@ def _infer(labels: Sequence[RawLabel], declared: Sequence[str] | None) -> tuple[
         if fractional and len(known) >= MOSTLY * len(values):
             odd = labels[numbers.index(None)]
             raise DataError(f"{odd.where}: label {shown(odd.value)} is not a number, though most labels are")
-        return "classification", "" if several is None else (
-            f"labels such as {shown(several)} are taken as names of classes; if they are several labels in one cell, "
-            "set task: multilabel")
+        return "classification", _note_on_joined(joined)
     for label, number in zip(labels, numbers, strict=True):
         if not math.isfinite(number):
             raise _not_finite(label)
@@ -148,26 +151,12 @@ def _infer(labels: Sequence[RawLabel], declared: Sequence[str] | None) -> tuple[
     return _whole_numbers(known, written_as_float=any(isinstance(v, float) or "." in str(v) for v in values))
 
 
-def several_in_a_cell(values: Sequence[Any]) -> str | None:
-    """A cell that holds several labels, where the column gives evidence for it; None where it gives none.
-
-    Evidence: at least half of what stands between the separators stands alone in another cell too, as no part of
-    "Washington, DC" does.
-    """
-    cells = {str(value).strip() for value in values if isinstance(value, str)}
-    joined = sorted(cell for cell in cells if len(_parts(cell)) > 1)
-    parts = {part for cell in joined for part in _parts(cell)}
-    alone = {class_name(value) for value in values} - set(joined)
-    return joined[0] if len(parts) > 1 and 2 * len(parts & alone) >= len(parts) else None
-
-
-def _parts(cell: str) -> list[str]:
-    return [part.strip() for part in re.split(r"[|;,]", cell) if part.strip()]
-
-
-def _looks_like_a_number(cell: str) -> bool:
-    """0,1 may be a number with a decimal comma: nobody but the user knows."""
-    return bool(_DECIMAL_COMMA.fullmatch(cell))
+def _note_on_joined(joined: Joined | None) -> str:
+    """Names with a comma in them are usual; two that share a piece, or another separator, may be several labels."""
+    if joined is None or not joined.likely:
+        return ""
+    return (f"labels such as {shown(joined.example)} are taken as names of classes; if they are several labels in one "
+            "cell, set task: multilabel")
 
 
 def _whole_numbers(numbers: list[float], *, written_as_float: bool) -> tuple[Task, str]:
@@ -221,10 +210,10 @@ def _natural(name: str) -> tuple[int, float, str]:
     return (1, 0.0, name) if number is None else (0, number, name)
 
 
-def _members(label: RawLabel) -> list[Any]:
+def _members(label: RawLabel, separators: str) -> list[Any]:
     members = as_list(label.value)
     if members is None:
-        members = _parts(str(label.value))
+        members = parts(str(label.value), separators)
     for member in members:
         usable = isinstance(member, str | int | float | np.number)
         if not usable or (isinstance(member, float) and not math.isfinite(member)):
@@ -254,7 +243,7 @@ def encode_labels(labels: Sequence[RawLabel], space: LabelSpace) -> np.ndarray:
         return np.array([_position(label, label.value, index) for label in labels], dtype=np.int64)
     table = np.zeros((len(labels), len(names)), dtype=np.float32)
     for row, label in enumerate(labels):
-        members = _members(label)
+        members = _members(label, space.separators)
         if space.multi_hot:
             table[row] = _flags(label, members, len(names))
         else:
