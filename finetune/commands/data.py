@@ -14,6 +14,7 @@ from finetune.errors import ConfigError, FinetuneError
 if TYPE_CHECKING:
     from finetune.config import TrialConfig
 
+UNCUT = 1 << 24  # tokens: longer than any row
 KNOBS = ("dataset_revision", "text_column", "label_column", "task", "split_seed", "validation_size", "test_size")
 
 
@@ -90,7 +91,7 @@ def working(what: str) -> Iterator[None]:
 
 def describe(config: TrialConfig, model: str | None) -> dict[str, Any]:
     """The profile of a data set, with its columns and why they were chosen."""
-    from finetune.commands.views.profile import profile, words
+    from finetune.commands.views.profile import profile
     from finetune.data.encoding.encoding import encode_split
     from finetune.data.load import assemble, choose_columns, open_source
     from finetune.data.recorded import unknown_notes
@@ -101,14 +102,13 @@ def describe(config: TrialConfig, model: str | None) -> dict[str, Any]:
         data = assemble(source, config)
     with working("loading the tokenizer"):
         tokenizer, reason = _tokenizer(config, model)
-    with working("measuring lengths"):
-        described = (profile(data, lambda texts: _token_lengths(texts, tokenizer), "tokens")
-                     if tokenizer is not None else profile(data, words))
-    if reason:
+    if tokenizer is None:
+        described = profile(data)
         described["notes"] = [*described["notes"], f"lengths are in words: {reason}"]
-    if tokenizer is not None:
-        with working("counting unknown tokens"):
-            encoded = {name: encode_split(split, tokenizer, config.max_length) for name, split in data.splits.items()}
+    else:
+        with working("measuring lengths"):
+            encoded = {name: encode_split(split, tokenizer, UNCUT) for name, split in data.splits.items()}
+        described = profile(data, {name: split.lengths for name, split in encoded.items()})
         described["unknown_tokens"] = {name: split.unknown_share for name, split in encoded.items()}
         described["notes"] = [*described["notes"], *unknown_notes(encoded)]
     described["columns"] = {"all": source.tables["train"].columns, "text": list(columns.text),
@@ -128,13 +128,11 @@ def _tokenizer(config: TrialConfig, model: str | None) -> tuple[Any, str | None]
         return None, str(error)
     import transformers
 
-    from finetune.models.tokenizers import read_tokenizer
+    from finetune.models.tokenizers import read_tokenizer, require_fit
 
     transformers.utils.logging.set_verbosity_error()
-    return read_tokenizer(files.folder, model or config.model_name_or_path, trust_remote_code=False), None
-
-
-def _token_lengths(texts: list[tuple[str, ...]], tokenizer: Any) -> Any:
-    from finetune.data.encoding.encoding import token_lengths
-
-    return token_lengths(texts, tokenizer)
+    name = model or config.model_name_or_path
+    tokenizer = read_tokenizer(files.folder, name, trust_remote_code=False)
+    stated = json.loads((files.folder / "config.json").read_bytes()).get("vocab_size")
+    require_fit(tokenizer, stated if isinstance(stated, int) else None, name)  # what a trial would refuse
+    return tokenizer, None

@@ -41,9 +41,9 @@ def unknown_notes(encoded: Mapping[str, EncodedSplit]) -> list[str]:
     if many:
         return [f"unknown to the tokenizer: {', '.join(many)}; it is not made for these texts: choose a model of their "
                 "language"]
-    few = [name for name, split in encoded.items() if split.characters_per_token < FEW_CHARACTERS]
+    few = [f"{split.characters_per_token:.2f} in {name}" for name, split in encoded.items()
+           if split.characters_per_token < FEW_CHARACTERS]
     if few:
-        value = encoded[few[0]].characters_per_token
-        return [f"the tokenizer needs more than a token a letter ({value:.2f} characters per token in {few[0]}): "
+        return [f"the tokenizer needs more than a token a letter (characters per token: {', '.join(few)}): "
                 "it hardly knows this language"]
     return []

@@ -19,7 +19,7 @@ from finetune.models.discovery import discover_stack
 from finetune.models.layers import TOP, LayerStack
 from finetune.models.one_token import cuttable_modules
 from finetune.models.sources import ModelFiles, Source, find_model
-from finetune.models.tokenizers import max_tokens, read_tokenizer, require_fit
+from finetune.models.tokenizers import embedding_count, max_tokens, read_tokenizer, require_fit
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _load(name: str, revision: str | None, attention: str | None, trust: bool) -
     with without_progress_bars():
         model, missing = _read_weights(files, model_config, config)
         tokenizer = read_tokenizer(files.folder, name, trust_remote_code=trust)
-    require_fit(tokenizer, model, name)
+    require_fit(tokenizer, embedding_count(model), name)
     fixed = frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
     stack = replace(discover_stack(model), fixed=fixed)
     _require_weights(name, stack, missing)

@@ -109,6 +109,12 @@ def _what_instead(folder: Path) -> str:
             base = None
         return (f"a PEFT adapter, not a whole model: give its base model{f', {shown(base)}' if base else ''}, or merge "
                 "it once with merge_and_unload() and give the folder that save_pretrained writes")
+    checkpoints = {int(number): path for path in folder.glob("checkpoint-*")
+                   if (number := path.name.rpartition("-")[2]).isdecimal() and (path / "config.json").is_file()}
+    if checkpoints:
+        newest = checkpoints[max(checkpoints)]
+        return ("the Trainer's output folder, whose models lie below it: give the newest, "
+                f"{shlex.quote(str(newest))}")
     return ("the folder has no config.json, so it is no model; give a folder written by save_pretrained, or a hub id")
 
 

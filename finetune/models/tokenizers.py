@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune.errors import ConfigError, EnvironmentProblem, Problem
+from finetune.errors import ConfigError, EnvironmentProblem, Problem, shown
 from finetune.models.sources import has_tokenizer
 
 UNSTATED_LENGTH = 10**9  # a tokenizer that states no limit says 1e30
@@ -37,15 +37,33 @@ def read_tokenizer(folder: Path, name: str, *, trust_remote_code: bool) -> Any:
     return tokenizer
 
 
-def require_fit(tokenizer: Any, model: nn.Module, name: str) -> None:
-    """Raises ConfigError when the tokenizer gives ids that the model has no embedding for."""
-    embeddings = getattr(_input_embeddings(model), "num_embeddings", None)
-    if embeddings is None:  # hashed or made from bytes
+def require_fit(tokenizer: Any, embeddings: int | None, name: str) -> None:
+    """Raises ConfigError when the tokenizer gives ids that the model has no embedding for (None: it needs none).
+
+    Entries that were added to a tokenizer may lie beyond without doing harm, as long as no text holds one:
+    `require_known` asks that of the texts.
+    """
+    if embeddings is None:
         return
     entries = max([tokenizer.vocab_size - 1, *tokenizer.all_special_ids]) + 1
     if entries > embeddings:
         raise ConfigError([Problem("model_name_or_path", name, f"its tokenizer has {entries:,} entries, the model only "
                                    f"{embeddings:,} embeddings; save the model's own tokenizer in its folder")])
+
+
+def require_known(largest: int, tokenizer: Any, embeddings: int | None, name: str) -> None:
+    """Raises ConfigError when `largest`, an id that occurs in the texts, has no embedding."""
+    if embeddings is not None and largest >= embeddings:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise ConfigError([Problem("model_name_or_path", name, f"its tokenizer has an added entry, {shown(token)} (id "
+                                   f"{largest:,}), that occurs in the texts and for which the model, with "
+                                   f"{embeddings:,} embeddings, has none; resize_token_embeddings and train it, or "
+                                   "remove the entry")])
+
+
+def embedding_count(model: nn.Module) -> int | None:
+    """Rows of the input embeddings; None where ids are hashed or made from bytes."""
+    return getattr(_input_embeddings(model), "num_embeddings", None)
 
 
 def _input_embeddings(model: nn.Module) -> Any:
@@ -63,13 +81,23 @@ def max_tokens(tokenizer: Any, model: nn.Module) -> int | None:
     """
     stated = [tokenizer.model_max_length] if tokenizer.model_max_length < UNSTATED_LENGTH else []
     positions = getattr(model.config, "max_position_embeddings", None) or 0
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)
-              and 0 < positions <= module.num_embeddings <= positions + 2]
-    rows = [min(positions, table.num_embeddings - (table.padding_idx or -1) - 1) for table in tables]
+    tables = [module for module in model.modules() if 0 < positions <= _embedding_rows(module) <= positions + 2]
+    rows = [min(positions, _embedding_rows(table) - (_padding(table) or -1) - 1) for table in tables]
     limit = min(stated + rows, default=None)
-    if limit is None or all(table.padding_idx != 0 for table in tables):
+    if limit is None or all(_padding(table) != 0 for table in tables):
         return limit
     return next((length for length in (limit, limit - 1, limit - 2) if _reads(model, length)), limit)
+
+
+def _embedding_rows(module: nn.Module) -> int:
+    """Rows of a table of vectors, PyTorch's own or a model's (I-BERT's QuantEmbedding); 0 for any other module."""
+    weight = getattr(module, "weight", None)
+    table = isinstance(module, nn.Embedding) or type(module).__name__.endswith("Embedding")
+    return len(weight) if table and isinstance(weight, torch.Tensor) and weight.ndim == 2 else 0
+
+
+def _padding(table: nn.Module) -> int | None:
+    return getattr(table, "padding_idx", None)
 
 
 @torch.no_grad()

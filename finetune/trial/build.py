@@ -12,6 +12,7 @@ from finetune.freezing import AuditReport, FreezePlan, audit_loss
 from finetune.freezing.prepare import checkpoint_layers, prepare_backbone
 from finetune.models import LayerStack, chosen_pooling
 from finetune.models.head import Classifier, Head
+from finetune.models.tokenizers import embedding_count, require_known
 from finetune.prefix.reuse import PrefixReuse
 from finetune.randomness import stream_seed
 from finetune.training.device import bucket_tokens
@@ -65,8 +66,10 @@ def encode_splits(resolved: ResolvedTrial, device_type: str = "cpu") -> dict[str
     tokenizer, backbone = resolved.backbone.tokenizer, resolved.backbone
 
     def encoded(split: Split) -> EncodedSplit:
-        return _encodings_memo.get((split, tokenizer), resolved.max_length,
-                                   lambda: encode_split(split, tokenizer, resolved.max_length))
+        found = _encodings_memo.get((split, tokenizer), resolved.max_length,
+                                    lambda: encode_split(split, tokenizer, resolved.max_length))
+        require_known(found.largest_id, tokenizer, embedding_count(backbone.pristine), backbone.name)
+        return found
 
     side = backbone.padding_side
     return {name: Collator(encoded(split), padding_id(tokenizer), side, bucket_tokens(device_type, side),

@@ -110,3 +110,31 @@ def test_an_adapter_and_a_sentence_transformers_folder_say_what_to_give_instead(
         load(whole)
     shutil.copytree(whole / "0_Transformer", tmp_path / "right")
     assert load(tmp_path / "right").num_layers == 2
+
+
+def test_an_added_entry_without_an_embedding_is_refused_where_a_text_holds_it(tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = folder_of(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<extra{i}>" for i in range(60)])
+    tokenizer.save_pretrained(folder)
+    assert load(folder).num_layers == 2  # as long as no text holds one
+    rows = [{"text": f"a {'good <extra50>' if i % 2 else 'bad'} film {i}", "label": i % 2} for i in range(40)]
+    (tmp_path / "films.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match="<extra50>.*occurs in the texts"):
+        run_trial(TrialConfig(model_name_or_path=str(folder), dataset_name=str(tmp_path / "films.jsonl")))
+
+
+def test_the_trainers_output_folder_names_its_newest_checkpoint(tmp_path):
+    for step in (9, 10):
+        folder_of(tmp_path / f"checkpoint-{step}")
+    with pytest.raises(ConfigError, match="give the newest, .*checkpoint-10"):
+        load(tmp_path)
+
+
+def test_positions_of_a_models_own_embedding_class_are_counted(tmp_path):
+    """I-BERT keeps its positions in a QuantEmbedding, padding index 1: 34 rows, 32 usable."""
+    folder = folder_of(tmp_path, padding=1, config={"model_type": "ibert", "max_position_embeddings": 34,
+                                                    "pad_token_id": 1})
+    assert load(folder).max_tokens == 32

@@ -70,9 +70,12 @@ def _line(text: str) -> None:
 
 def _splits(described: Mapping[str, Any]) -> None:
     unit = described["splits"]["train"]["lengths"]["unit"]
-    table("splits", ("split", "rows", f"{unit}: median", "95%", "99%", "longest", "duplicates"), [
+    shares = described.get("unknown_tokens")
+    table("splits", ("split", "rows", f"{unit}: median", "95%", "99%", "longest", "duplicates",
+                     *(["unknown tokens"] if shares else [])), [
         (name, split["rows"], *(f"{split['lengths'][key]:.0f}" for key in ("median", "p95", "p99", "max")),
-         split["duplicates"]) for name, split in described["splits"].items()])
+         split["duplicates"], *([f"{shares[name]:.1%}"] if shares else []))
+        for name, split in described["splits"].items()])
 
 
 def _column_rows(columns: Mapping[str, Any]) -> list[tuple[str, str, str]]:

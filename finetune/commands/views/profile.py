@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -17,16 +17,16 @@ from finetune.training.evaluation import baseline, default_metric
 QUANTILES = {"min": 0.0, "median": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
 EXAMPLES = 3
 
-Measure = Callable[[list[tuple[str, ...]]], np.ndarray]  # texts -> (n,) lengths
 
-
-def words(texts: list[tuple[str, ...]]) -> np.ndarray:
+def words(split: Split) -> np.ndarray:
     """(n,) words per row; characters in scripts without white space between words."""
-    return np.array([sum(map(word_count, row)) for row in texts])
+    return np.array([sum(map(word_count, row)) for row in split.texts])
 
 
-def profile(data: TaskData, measure: Measure = words, unit: str = "words") -> dict[str, Any]:
-    """A JSON-able description of `data`; lengths are in `unit`."""
+def profile(data: TaskData, lengths: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+    """A JSON-able description of `data`. `lengths`: (n,) tokens per row of each split; without them words count."""
+    unit = "words" if lengths is None else "tokens"
+    lengths = lengths or {name: words(split) for name, split in data.splits.items()}
     metric = default_metric(data.task, data.num_outputs, data.glue_metric)
     constant = baseline(data)
     keys = {name: [text_key(texts) for texts in data.splits[name].texts] for name in SPLITS}
@@ -34,7 +34,7 @@ def profile(data: TaskData, measure: Measure = words, unit: str = "words") -> di
         "name": data.name, "config": data.config_name, "task": data.task, "label_names": data.label_names,
         "metric": metric,
         "baseline": {"kind": constant["kind"], **{name: constant[name][metric] for name in ("validation", "test")}},
-        "splits": {name: _split_profile(data, data.splits[name], keys[name], measure, unit) for name in SPLITS},
+        "splits": {name: _split_profile(data, data.splits[name], keys[name], lengths[name], unit) for name in SPLITS},
         "overlap": _overlap(keys), "conflicting_labels": _conflicts(data, keys),
         "empty_rows": sum(row.reason.endswith("is empty") for row in data.rejected),
         "rejected": [asdict(row) for row in data.rejected],
@@ -42,8 +42,7 @@ def profile(data: TaskData, measure: Measure = words, unit: str = "words") -> di
     }
 
 
-def _split_profile(data: TaskData, split: Split, keys: list[str], measure: Measure, unit: str) -> dict[str, Any]:
-    lengths = measure(split.texts)
+def _split_profile(data: TaskData, split: Split, keys: list[str], lengths: np.ndarray, unit: str) -> dict[str, Any]:
     return {
         "rows": len(split), "labels": label_summary(data, split.labels),
         "lengths": {"unit": unit, **{name: float(np.quantile(lengths, q)) for name, q in QUANTILES.items()}},

@@ -26,6 +26,7 @@ class EncodedSplit:
     unknown_share   tokens that the tokenizer does not know, as a share of those that are not special
     unknown_rows    rows that hold no token it knows, as a share
     characters_per_token of the texts, cut rows left out; nan where all are cut
+    largest_id      of all input_ids; -1 without rows
     """
 
     input_ids: list[np.ndarray]
@@ -38,6 +39,7 @@ class EncodedSplit:
     unknown_share: float = 0.0
     unknown_rows: float = 0.0
     characters_per_token: float = float("nan")
+    largest_id: int = -1
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -67,7 +69,8 @@ def encode_split(split: Split, tokenizer: Any, max_length: int) -> EncodedSplit:
     return EncodedSplit(
         input_ids=input_ids, token_type_ids=types, labels=split.labels, ids=split.ids, lengths=lengths,
         truncated_share=float(arrays["truncated"].mean()) if len(split) else 0.0,
-        fingerprint=_fingerprint(arrays), **_known(split, arrays, tokenizer),
+        fingerprint=_fingerprint(arrays), largest_id=int(arrays["input_ids"].max(initial=-1)),
+        **_known(split, arrays, tokenizer),
     )
 
 

@@ -13,6 +13,7 @@ from finetune.errors import DataError
 
 MOST_BYTES = 1 << 31  # unpacked: a small file may unpack to more than the machine has
 _CHUNK = 1 << 20
+_TAR, _TAR_AT = b"ustar", 257  # the magic of every tar since POSIX.1-1988, and where it stands
 
 
 def _zstd(file: BinaryIO) -> Any:
@@ -47,7 +48,10 @@ def unpacked(path: Path, source: str) -> bytes:
                 size += len(part)
                 if size > MOST_BYTES:
                     raise DataError(f"{source}: it unpacks to more than {MOST_BYTES >> 30} GiB; unpack it, and cut it")
-        return b"".join(parts)
+        payload = b"".join(parts)
+        if payload[_TAR_AT:_TAR_AT + len(_TAR)] == _TAR:
+            raise DataError(f"{source}: there is an archive in it (tar), not one file; unpack it, and give its folder")
+        return payload
     except DataError:
         raise
     except (OSError, EOFError, lzma.LZMAError, ValueError) as error:

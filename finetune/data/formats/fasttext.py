@@ -1,4 +1,4 @@
-"""fastText's lines: `__label__NAME text`, with one label or several before the text."""
+"""fastText's lines: `__label__NAME text`, with one label or several before the text, or behind it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ _SAMPLE = 20  # lines with text that tell
 
 
 def is_fasttext(text: str) -> bool:
-    lines = [line for line in text.split("\n") if line.strip()][:_SAMPLE]
-    return bool(lines) and all(line.lstrip().startswith(PREFIX) for line in lines)
+    lines = [words for line in text.split("\n") if (words := line.split())][:_SAMPLE]
+    return bool(lines) and (all(words[0].startswith(PREFIX) for words in lines)
+                            or all(words[-1].startswith(PREFIX) for words in lines))
 
 
 def read_fasttext(text: str, source: str) -> Table:

@@ -98,13 +98,17 @@ def _rows(value: Any) -> list[dict[str, Any]] | None:
 
 
 def _by_index(value: dict[str, Any]) -> bool:
-    """pandas' orient="index": {"0": {"text": …, "label": …}, "1": …}, whose keys are no splits and whose rows agree."""
+    """pandas' orient="index": {"0": {"text": …, "label": …}, "1": …}, whose keys are no splits.
+
+    Rows may lack a column; two that all of them have tell them from anything else.
+    """
     rows = list(value.values())
     if len(rows) < 2 or not all(isinstance(row, dict) and row for row in rows) or any(map(meaning_of, map(str, value))):
         return False
     flat = not any(isinstance(cell, dict | list) for row in rows[:SAMPLE] for cell in row.values())
     numbers = set(map(str, range(len(rows[0]))))  # the other way round the inner keys are the rows' numbers
-    return flat and len({tuple(row) for row in rows}) == 1 and not set(map(str, rows[0])) <= numbers
+    agree = len({tuple(row) for row in rows}) == 1 or len(set.intersection(*map(set, rows))) > 1
+    return flat and agree and not set(map(str, rows[0])) <= numbers
 
 
 def _columns(content: dict[str, Any]) -> dict[str, list[Any]] | None:

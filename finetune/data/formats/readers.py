@@ -11,15 +11,17 @@ from typing import Any
 from finetune.data.formats.compressed import inner_name, unpacked
 from finetune.data.formats.decoding import clean, decode_text, note_on_encoding
 from finetune.data.formats.delimited import read_delimited
+from finetune.data.formats.excel import SUFFIX as EXCEL
+from finetune.data.formats.excel import read_excel
 from finetune.data.formats.fasttext import is_fasttext, read_fasttext, why_not_text
 from finetune.data.formats.jsonfile import DEPTH, WHOLE, looks_like_one_value, read_json, read_json_lines
 from finetune.data.formats.table import Table
 from finetune.errors import DataError
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".ft")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".ft", EXCEL)
 _TEXT = (".ft", ".txt")  # fastText's lines; a .txt only where it is named itself: in a folder it is mostly a readme
 READABLE = (*SUFFIXES, ".txt")
-ALLOWED = ".csv, .tsv, .jsonl, .json, .parquet, fastText's .txt, each also as .gz, .bz2, .xz or .zst"
+ALLOWED = ".csv, .tsv, .jsonl, .json, .parquet, .xlsx, fastText's .txt, each but .xlsx also as .gz, .bz2, .xz or .zst"
 
 
 def is_data_file(path: Path) -> bool:
@@ -35,6 +37,10 @@ def read_file(path: Path, source: str) -> dict[str, Table]:
     suffix = inner_name(path).suffix.lower()
     if suffix not in READABLE:
         raise DataError(f"{source}: {suffix or 'no suffix'} is not a data format; allowed: {ALLOWED}")
+    if suffix == EXCEL:
+        if inner_name(path) != path:
+            raise DataError(f"{source}: a compressed .xlsx is not read; unpack it (a workbook is compressed already)")
+        return read_excel(path, source)
     if suffix == ".parquet" and inner_name(path) == path:
         return {WHOLE: _read_parquet(path, source)}
     payload = unpacked(path, source)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.data.formats.table import Table
-from finetune.data.schema.columns import SAMPLE, TEXTS
+from finetune.data.schema.columns import PAIRS, SAMPLE, TEXTS
+from finetune.data.schema.labels import as_list
 
-NAMES = {*TEXTS, "tokens", "token", "words", "word"}
+NAMES = {*TEXTS, *(name for pair in PAIRS for name in pair), "tokens", "token", "words", "word"}
 
 
 def join_tokens(table: Table) -> None:
@@ -15,8 +16,8 @@ def join_tokens(table: Table) -> None:
     for index, name in enumerate(table.columns):
         if name.lower() in NAMES and _is_tokens(table, index) and not _has_tags(table, index):
             for row in table.rows:
-                if isinstance(row[index], list):
-                    row[index] = " ".join(map(str, row[index]))
+                if (tokens := as_list(row[index])) is not None:
+                    row[index] = " ".join(map(str, tokens))
             table.notes.append(f"{table.source}: the tokens in {name!r} are joined by spaces")
 
 
@@ -26,11 +27,21 @@ def _cells(table: Table, index: int) -> list[Any]:
 
 def _is_tokens(table: Table, index: int) -> bool:
     cells = _cells(table, index)
-    return bool(cells) and all(isinstance(cell, list) and all(isinstance(token, str) for token in cell)
-                               for cell in cells) and max(map(len, cells)) > 1
+    if not cells or (isinstance(cells[0], str) and not cells[0].lstrip().startswith("[")):  # no use to parse them all
+        return False
+    lists = [as_list(cell) for cell in cells]
+    return (all(tokens is not None and all(isinstance(token, str) for token in tokens) for tokens in lists)
+            and max(len(tokens or ()) for tokens in lists) > 1)
 
 
 def _has_tags(table: Table, index: int) -> bool:
     """Whether another column has as many values as there are tokens, in every row."""
-    return any(all(isinstance(row[other], list) and isinstance(row[index], list) and len(row[other]) == len(row[index])
-                   for row in table.rows[:SAMPLE]) for other in range(len(table.columns)) if other != index)
+    counts = [_count(row[index]) for row in table.rows[:SAMPLE]]
+    return any(None not in counts and counts == [_count(row[other]) for row in table.rows[:SAMPLE]]
+               for other in range(len(table.columns)) if other != index)
+
+
+def _count(cell: Any) -> int | None:
+    """Members of a list, or of the text of one."""
+    members = as_list(cell)
+    return None if members is None else len(members)
