@@ -173,7 +173,14 @@ class TrialConfig(BaseModel):
     # execution
     per_device_eval_batch_size: int = knob(64, "evaluation rows per process and step", group="execution", unit="rows",
                                            in_trial_id=NEVER, ge=1, le=65536)
-    mixed_precision: Literal["no", "bf16", "fp16"] = knob("no", "number format of the forward pass", group="execution")
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = knob(
+        "no", "number format of the forward pass; auto: bf16 where the device computes it fast, else no; recorded as "
+        "what it became", group="execution",
+    )
+    retry_in_float32: bool = knob(
+        False, "train a trial whose numbers are not finite in bf16 or fp16 once more in float32; the record says so",
+        group="execution", in_trial_id=NEVER,
+    )
     gradient_checkpointing: bool = knob(
         False, "recompute activations in the backward pass to save memory", group="execution", in_trial_id=NEVER
     )

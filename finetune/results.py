@@ -34,6 +34,9 @@ def frozen_rank(freeze_depth: int) -> int:
     return {0: 0, -1: 1}.get(freeze_depth, freeze_depth + 1)
 
 
+RETRIED = "-float32"  # the folder of a second attempt's checkpoints ends so
+
+
 class TrialRecord(BaseModel):
     """One trial's result. Fractions are 0..1, times are seconds, memory is bytes; epochs count from 1."""
 
@@ -69,6 +72,7 @@ class TrialRecord(BaseModel):
     weights: str | None = None  # sha256 over the best epoch's weights, of everything that has trained
     micro_batch: int | None = None  # rows per pass where memory ran out and auto_micro_batch halved it
     resumes: list[dict[str, Any]] = []  # per resume: {"step", "changed": {name: [before, now]}} of the environment
+    retried: dict[str, Any] | None = None  # the first attempt's mixed_precision, error and cost, where this is a second
     wandb_run: dict[str, Any] | None = None
     checksum: str | None = None
 
@@ -167,7 +171,8 @@ class RecordStore:
     def forget_checkpoints(self, trial_id: str) -> None:
         """The trial has its result, or shall begin anew."""
         folder = self.root / "checkpoints"
-        shutil.rmtree(folder / trial_id, ignore_errors=True)
+        for name in (trial_id, trial_id + RETRIED):
+            shutil.rmtree(folder / name, ignore_errors=True)
         with suppress(OSError):
             folder.rmdir()  # where it was the last one
 

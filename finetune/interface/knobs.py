@@ -100,8 +100,12 @@ class Knobs(TypedDict, total=False):
     False."""
     per_device_eval_batch_size: int
     """Evaluation rows per process and step. Default: 64."""
-    mixed_precision: Literal["no", "bf16", "fp16"]
-    """Number format of the forward pass. Default: no."""
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"]
+    """Number format of the forward pass; auto: bf16 where the device computes it fast, else no; recorded as what it
+    became. Default: no."""
+    retry_in_float32: bool
+    """Train a trial whose numbers are not finite in bf16 or fp16 once more in float32; the record says so. Default:
+    False."""
     gradient_checkpointing: bool
     """Recompute activations in the backward pass to save memory. Default: False."""
     auto_micro_batch: bool

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,12 @@ from finetune.saving.manifest import MODEL_FOLDER
 from finetune.training import signals
 from finetune.training.evaluation import class_details
 from finetune.training.memory import peak_memory_bytes, reset_peak_memory
+from finetune.training.precision import decided
+from finetune.training.processes import is_main_process
 from finetune.training.random_state import own_randomness
 from finetune.training.resume import digest_of_tensors
 from finetune.training.stopwatch import Stopwatch
+from finetune.trial.attempts import attempts
 from finetune.trial.build import audited, build_trainer, encode_splits
 from finetune.trial.checkpoints import keep_for_later, resume, save_checkpoint, save_unless_over
 from finetune.trial.environment import make_accelerator
@@ -33,27 +38,29 @@ def run_trial(config: TrialConfig, *, observer: Observer | None = None, output_d
               ) -> TrialOutcome:
     """Train, keep the best epoch on validation, test it once; goes on from a checkpoint where there is one.
 
-    Checkpoints and what `save_model` keeps lie in `output_dir`, by default config.output_dir; where neither is given
-    none are written. Checkpoints are RecordStore.publish's to remove.
-
-    A trial that ran and failed (non-finite, leak, out of memory) has a record with state "failed"; a wrong
-    configuration, wrong data or a wrong environment raises.
+    Checkpoints and what `save_model` keeps lie in `output_dir`, by default config.output_dir; none are written where
+    neither is given. RecordStore.publish removes checkpoints. A trial that ran and failed (non-finite, leak, out of
+    memory) has a record with state "failed"; a wrong configuration, wrong data or a wrong environment raises.
     """
+    observer = observer if observer is not None and is_main_process() else Observer()
+    outcome = attempts(decided(config), observer, partial(_attempt, observer, output_dir or config.output_dir))
+    observer.finished(outcome.record, outcome.predictions)
+    return outcome
+
+
+def _attempt(observer: Observer, output_dir: Path | str | None, config: TrialConfig, asked: str | None) -> TrialOutcome:
     started = time.monotonic()
     accelerator = make_accelerator(config)
     reset_peak_memory(accelerator.device)
-    resolved = resolve_trial(config, accelerator.num_processes)  # data, backbone, strategy: all problems together
-    observer = observer if observer is not None and accelerator.is_main_process else Observer()
-    run = TrialRun(resolved, accelerator, observer, output_dir or config.output_dir)
+    resolved = replace(resolve_trial(config, accelerator.num_processes), asked_precision=asked)
+    run = TrialRun(resolved, accelerator, observer, output_dir)
     with own_randomness(config.seed):
         try:
-            outcome = _train_and_test(run, started)
+            return _train_and_test(run, started)
         except (TrialFailed, RuntimeError, MemoryError) as error:
-            outcome = failed_outcome(run, error)
+            return failed_outcome(run, error)
         finally:
             run.release()
-    observer.finished(outcome.record, outcome.predictions)
-    return outcome
 
 
 def _train_and_test(run: TrialRun, started: float) -> TrialOutcome:
@@ -71,14 +78,13 @@ def _train_and_test(run: TrialRun, started: float) -> TrialOutcome:
         ended = _train(run)
     run.trainer.check_frozen()  # what was frozen is what was loaded, bit for bit
     try:
-        outcome = _test(run, ended)
-        run.background.wait()
-        return outcome
+        return _test(run, ended)
     except Interrupted:
         if run.left_out:
             save_checkpoint(run)
-        run.background.wait()
         raise
+    finally:
+        run.background.wait()
 
 
 def _freeze_and_audit(run: TrialRun) -> None:

@@ -17,6 +17,7 @@ from finetune.models import Backbone, check_pooling, chosen_pooling, load_backbo
 from finetune.prefix.reuse import PrefixSource
 from finetune.results import SCHEMA
 from finetune.training.evaluation import default_metric, metric_names
+from finetune.training.precision import decided
 from finetune.trial.memo import Memo
 
 _rows_memo = Memo(4)  # trials of one sweep, in one worker, see the same rows again and again
@@ -32,6 +33,7 @@ class ResolvedTrial:
     strategy: Any
     metric: str
     processes: int = 1
+    asked_precision: str | None = None  # of a second attempt in float32, which stands for the first one's trial
 
     @property
     def max_length(self) -> int:
@@ -45,6 +47,7 @@ class ResolvedTrial:
         knobs |= {"strategy": self.strategy.canonical, "freeze_depth": self.strategy.freeze_depth,
                   "metric_for_best_model": self.metric, "max_length": self.max_length,
                   "pooling": chosen_pooling(self.config.pooling, self.backbone.stack)}
+        knobs["mixed_precision"] = self.asked_precision or self.config.mixed_precision
         knobs.pop("split_seed")  # the fingerprint holds the rows that it chose
         if self.config.train_size is None:
             knobs["subset_seed"] = None
@@ -97,6 +100,7 @@ class ResolvedTrial:
 
 def resolve_trial(config: TrialConfig, processes: int = 1) -> ResolvedTrial:
     """Load data and backbone and check the configuration against them. Raises ConfigError with every problem."""
+    config = decided(config)
     data = rows_of(config)
     backbone = load_backbone(config)
     problems: list[Problem | str] = []

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from finetune.data.encoding.batches import Collator
 from finetune.freezing import AuditReport
-from finetune.results import TrialRecord
+from finetune.results import RETRIED, TrialRecord
 from finetune.training.background import Background
 from finetune.training.checkpoint import Checkpoints
 from finetune.training.evaluation import higher_is_better
@@ -76,7 +76,8 @@ class TrialRun:
     left_out: bool = False  # the last epoch's checkpoint, and the trainer is as it would hold it
 
     def __post_init__(self) -> None:
-        self.checkpoints = Checkpoints(self.output_dir, self.resolved.trial_id) if self.output_dir else None
+        name = self.resolved.trial_id + (RETRIED if self.resolved.asked_precision else "")  # not the first attempt's
+        self.checkpoints = Checkpoints(self.output_dir, name) if self.output_dir else None
         self.background = Background()  # what is written while a GPU trains on
         self.progress = Progress(self.observer, alone=self.accelerator.num_processes == 1)
 
