@@ -6,7 +6,7 @@ The names are those of transformers' `run_glue_no_trainer.py` where it has one.
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,16 @@ from finetune.values import as_mapping, decode, options_of
 RESULT = "yes"  # it decides the result
 CONTENT = "by content"  # what it names is hashed instead: data fingerprint, digest of the weights
 NEVER = "no"  # output, cache and tracking
+
+
+TRACKERS = {"wandb": "wandb", "tensorboard": "tensorboard", "mlflow": "mlflow", "trackio": "trackio"}  # name: module
+
+
+def reporters(report_to: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The trackers that a `report_to` names; () for none."""
+    names = [report_to] if isinstance(report_to, str) else list(report_to or ["wandb"])
+    names = [name.strip() for entry in names for name in entry.split(",")]
+    return () if names == ["none"] else tuple(dict.fromkeys(names))
 
 
 def knob(default: Any, doc: str, *, group: str, unit: str = "", in_trial_id: str = RESULT, **limits: Any) -> Any:
@@ -206,6 +216,10 @@ class TrialConfig(BaseModel):
         "delta", "keep the best epoch's model beside the record: delta the tensors that differ from the base, True the "
         "whole as a folder that AutoModel.from_pretrained loads, False nothing", group="output", in_trial_id=NEVER,
     )
+    report_to: str | list[str] | None = knob(
+        None, "trackers: wandb, tensorboard, mlflow, trackio, several (a list, or with commas between), or none; "
+        "default: wandb where this machine is logged in", group="output", in_trial_id=NEVER,
+    )
     upload_predictions: bool = knob(True, "send record and predictions to W&B as an artifact", group="output",
                                     in_trial_id=NEVER)
     wandb_project: str | None = knob(None, "W&B project; default: W&B's own rules, else stellar-finetuning",
@@ -353,6 +367,10 @@ def _cross_field_problems(values: Mapping[str, Any]) -> list[Problem]:
     columns = values.get("text_column")
     if isinstance(columns, list) and (len(columns) not in (1, 2) or len(set(columns)) != len(columns)):
         problems.append(Problem("text_column", columns, "allowed: one name, or two different names (a pair)"))
+    for name in reporters(values.get("report_to")):
+        if name not in TRACKERS:
+            problems.append(Problem("report_to", name, f"allowed: {', '.join(TRACKERS)}, or none alone"
+                                    + did_you_mean(name, TRACKERS)))
     for name in ("validation_size", "test_size", "train_size"):
         size = values.get(name)
         if isinstance(size, float) and not size.is_integer() and size > 1:

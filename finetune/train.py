@@ -20,7 +20,7 @@ from finetune.display import plain
 from finetune.errors import ConfigError, EnvironmentProblem, FinetuneError
 from finetune.files import FileLock, require_writable
 from finetune.results import RecordStore, TrialRecord
-from finetune.tracking import Tracker, check_mode, in_sweep, open_tracker, refuse
+from finetune.tracking import Tracker, check_mode, in_sweep, open_others, open_tracker, refuse
 from finetune.tracking.launch import agreed, agreed_knobs, end_with_launcher
 from finetune.training import signals
 from finetune.training.processes import is_main_process, process_count
@@ -58,16 +58,19 @@ def train(config: TrialConfig, *, force: bool = False, view: Observer | None = N
 
     `view` shows its progress; default: lines on stderr. Returns None on every process but the main one.
     """
-    store, tracker = RecordStore(config.output_dir or default_output_dir()), open_tracker(config)
+    store = RecordStore(config.output_dir or default_output_dir())
+    tracker, others = open_tracker(config), open_others(config)
     try:
-        return _train(config, store, tracker, force, view or ProgressLines())
+        return _train(config, store, tracker, others, force, view or ProgressLines())
     except BaseException as error:
         tracker.close(error)
+        for other in others:
+            other.close()
         raise
 
 
-def _train(config: TrialConfig, store: RecordStore, tracker: Tracker, force: bool, view: Observer
-           ) -> TrialRecord | None:
+def _train(config: TrialConfig, store: RecordStore, tracker: Tracker, others: Sequence[Observer], force: bool,
+           view: Observer) -> TrialRecord | None:
     from finetune.trial import resolve_trial, run_trial
 
     if is_main_process():
@@ -89,7 +92,7 @@ def _train(config: TrialConfig, store: RecordStore, tracker: Tracker, force: boo
             store.forget_checkpoints(resolved.trial_id)  # a kill right after the record has left them
         if done is None:
             ending = Ending(store, tracker)
-            run_trial(config, observer=Observers([view, ending]), output_dir=store.root)
+            run_trial(config, observer=Observers([view, ending, *others]), output_dir=store.root)
             return ending.record
         if is_main_process() and in_sweep():
             tracker.replay(done, store.predictions(done))

@@ -122,6 +122,9 @@ class Knobs(TypedDict, total=False):
     save_model: bool | Literal["delta"]
     """Keep the best epoch's model beside the record: delta the tensors that differ from the base, True the whole as
     a folder that AutoModel.from_pretrained loads, False nothing. Default: delta."""
+    report_to: str | list[str] | None
+    """Trackers: wandb, tensorboard, mlflow, trackio, several (a list, or with commas between), or none; default:
+    wandb where this machine is logged in."""
     upload_predictions: bool
     """Send record and predictions to W&B as an artifact. Default: True."""
     wandb_project: str | None

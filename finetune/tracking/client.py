@@ -98,8 +98,8 @@ def usual_project() -> str:
 class Client:
     """At most one W&B run. Every method is harmless when there is none, or none any more."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, *, wanted: bool = True):
+        self.folder, self.wanted = folder, wanted
         self.run: Any = None
         self._identity: dict[str, Any] | None = None
         self._is_ours = True  # this client has opened the run, and so finishes it
@@ -112,8 +112,10 @@ class Client:
     def open(self, **arguments: Any) -> None:
         """`arguments` are those of wandb.init, where a `project` of None means the usual one.
 
-        A server that is not there makes it an offline run.
+        A server that is not there makes it an offline run. Where W&B is not wanted nothing is opened.
         """
+        if not self.wanted:
+            return
         try:
             if self._join(arguments["config"]):
                 return

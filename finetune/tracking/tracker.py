@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.config import TrialConfig
+from finetune.config import TrialConfig, reporters
 from finetune.errors import FinetuneError, Interrupted
 from finetune.results import RecordStore, TrialRecord
 from finetune.tracking.client import TRANSMIT_SECONDS, Client, in_sweep, reason_of, say_once
@@ -45,7 +45,8 @@ class Tracker(Observer):
     def __init__(self, config: TrialConfig, *, sweep: str | None = None, protocol: Mapping[str, Any] | None = None):
         self.config, self.sweep, self.protocol = config, sweep, dict(protocol or {})
         folder = Path(config.output_dir or Path("runs") / (sweep or "single"))
-        self.client = Client(folder)
+        # An agent waits for its run: there W&B is told whatever report_to says.
+        self.client = Client(folder, wanted="wandb" in reporters(config.report_to) or in_sweep())
         self._unfinished: UnfinishedRun | None = None
         self._run_id: str | None = None
         self._opened = False

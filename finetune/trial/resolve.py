@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 
-from finetune.config import KNOBS, RESULT, TrialConfig
+from finetune.config import KNOBS, RESULT, TRACKERS, TrialConfig, reporters
 from finetune.data import TaskData, limit_evaluation, load_task_data, subset_train
 from finetune.errors import ConfigError, Problem, did_you_mean
 from finetune.files import digest_of
@@ -121,6 +122,8 @@ def resolve_trial(config: TrialConfig, processes: int = 1) -> ResolvedTrial:
     if config.mixed_precision == "fp16" and not torch.accelerator.is_available():
         problems.append(Problem("mixed_precision", "fp16", "needs a GPU (on a CPU Accelerate trains in float32 and "
                                                            "does not say so); allowed on a CPU: no, bf16"))
+    problems += [Problem("report_to", name, f"it is not installed here: pip install 'stellar-finetuning[{name}]'")
+                 for name in reporters(config.report_to) if importlib.util.find_spec(TRACKERS[name]) is None]
     if config.gradient_checkpointing and not backbone.pristine.supports_gradient_checkpointing:
         problems.append(Problem("gradient_checkpointing", True,
                                 f"{type(backbone.pristine).__name__} does not offer it"))
