@@ -29,6 +29,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", help="test metric to report; default: the one that picked the epoch")
     parser.add_argument("--by", action="append", default=[], metavar="KNOB",
                         help="make a curve per value of this knob instead of choosing its best value (repeatable)")
+    parser.add_argument("--publish", action="store_true",
+                        help="put curve, tables and report.html into the W&B project of the sweep, as one run of job "
+                             "type report (WANDB_MODE=offline: on disk, for `wandb sync`)")
     parser.add_argument("--json", action="store_true", help="print summary.json instead of the answer")
 
 
@@ -42,6 +45,10 @@ def main(args: argparse.Namespace) -> int:
     )
     for warning in report.summary["warnings"]:
         print(f"warning: {warning['text']}", file=sys.stderr)
+    if args.publish:
+        from analysis.publish import publish
+
+        print(f"published: {publish(report, args.sources)}", file=sys.stderr)
     if args.json:
         print((report.folder / "summary.json").read_text(), end="")
     else:

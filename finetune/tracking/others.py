@@ -149,7 +149,7 @@ _OPENERS = {"tensorboard": _tensorboard, "mlflow": _mlflow, "trackio": _trackio}
 
 
 def _ending(record: TrialRecord) -> dict[str, Any]:
-    """W&B's summary. What has a curve, as the best epoch has it, is named best/…: a second value there would bend it."""
+    """W&B's summary. What has a curve is named best/… here, the best epoch's: one more value would bend the curve."""
     rows = {name for entry in record.history for name in row_of(entry)}
     return {f"best/{name}" if name in rows else name: value for name, value in summary_of(record).items()}
 

@@ -44,6 +44,7 @@ def test_two_agents_exhaust_the_grid_under_accelerate_launch(staged):
         alone = run_trial(TrialConfig.from_mapping({**staged.knobs(), **record.config}))
         assert alone.record.metrics == record.metrics
     read_back(staged, sweep, found)
+    published(staged, sweep)
     assert not staged.server.unknown and not keys_in(staged.texts())
     until(lambda: not staged.left_behind(), "every process has ended", 30)
 
@@ -72,6 +73,20 @@ def read_back(staged, sweep, found):
         assert run["config"]["seed"] == record.config["seed"] and run["summary"]["state"] == "complete"
         assert [row["validation/loss"] for row in run["rows"]] == [
             entry["validation"]["loss"] for entry in record.history]
+
+
+def published(staged, sweep):
+    """The answer lies beside the runs."""
+    trials = {run.name for run in staged.runs()}
+    code, output = staged.run(sys.executable, "-m", "finetune", "report", f"wandb:{sweep}", "--output_dir", "report",
+                              "--publish")
+    assert code == 0 and "published: http" in output, output
+    (run,) = (run for run in staged.runs() if run.name not in trials)
+    assert (run.attributes["jobType"], run.state, run.project) == ("report", "finished", "stage")
+    summary = json.loads((staged.folder / "report" / "summary.json").read_text())
+    assert run.summary["answer"] == summary["answer"]
+    assert run.summary["curve"]["_type"] == "table-file" and run.summary["curve"]["nrows"] == 3
+    assert run.summary["report"]["_type"] == "html-file"
 
 
 @pytest.mark.slow
