@@ -27,6 +27,7 @@ def test_offline_it_is_written_for_wandb_sync(directory, tmp_path, monkeypatch, 
 
 def test_where_wandb_is_off_it_says_so_and_the_report_is_there(directory, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert main(["report", directory, "--output_dir", str(tmp_path / "report"), "--publish"]) == EnvironmentProblem.exit_code
+    code = main(["report", directory, "--output_dir", str(tmp_path / "report"), "--publish"])
+    assert code == EnvironmentProblem.exit_code
     assert "--publish needs W&B" in capsys.readouterr().err
     assert (tmp_path / "report" / "report.html").is_file()

@@ -1,0 +1,134 @@
+"""`finetune export --push_to_hub` with huggingface_hub's client, against a hub on the loopback interface."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from finetune.config import TrialConfig
+from finetune.results import RecordStore
+from finetune.trial import run_trial
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What creating a model repository and one commit need; every file comes inside the commit."""
+
+    def do_GET(self):
+        if self.path.startswith("/api/models/"):
+            return self.answer({"error": "Repository not found"}, 404)
+        return self.answer({"name": "tester", "type": "user"})
+
+    def do_HEAD(self):
+        self.answer({})
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        server = self.server
+        if self.headers.get("Authorization") != "Bearer hf_good":
+            return self.answer({"error": "Invalid username or password."}, 401)
+        if self.path == "/api/repos/create":
+            asked = json.loads(body)
+            if asked.get("organization") == "others":
+                return self.answer({"error": "You don't have the rights to create a model under others"}, 403)
+            name = f"{asked.get('organization') or 'tester'}/{asked['name']}"
+            server.repositories[name] = {
+                "private": asked.get("private") or asked.get("visibility") == "private", "files": {}}
+            return self.answer({"url": f"{self.root}/{name}", "name": name})
+        if "/preupload/" in self.path:
+            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                     for file in json.loads(body)["files"]]
+            return self.answer({"files": files})
+        if "/commit/" in self.path:
+            name = self.path.removeprefix("/api/models/").partition("/commit/")[0]
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    server.repositories[name]["files"][line["value"]["path"]] = content
+            return self.answer({"commitUrl": f"{self.root}/{name}/commit/1", "commitOid": "1" * 40})
+        return self.answer({"warnings": [], "errors": []})
+
+    @property
+    def root(self):
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def answer(self, content, status=200):
+        payload = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(payload)))
+        if status >= 400:
+            self.send_header("X-Error-Message", content["error"])
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(payload)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.repositories = {}
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def kept(tiny_bert_dir, tmp_path_factory):
+    """The folder of a trial whose model was kept."""
+    root = tmp_path_factory.mktemp("kept")
+    outcome = run_trial(TrialConfig.from_mapping({
+        "model_name_or_path": str(tiny_bert_dir), "train_size": 16, "evaluation_size": 8, "num_train_epochs": 1,
+        "max_length": 16, "freeze_depth": 2, "output_dir": str(root)}))
+    store = RecordStore(root)
+    store.publish(outcome.record, outcome.predictions)
+    return store.folder(outcome.record.trial_id)
+
+
+def export(hub, home, *arguments, **extra):
+    environment = {key: value for key, value in os.environ.items()
+                   if not key.lower().endswith("_proxy") and key != "HF_HUB_OFFLINE"}
+    environment |= {"HF_HOME": str(home), "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_TOKEN": "hf_good",
+                    "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", **extra}
+    return subprocess.run([sys.executable, "-m", "finetune", "export", *map(str, arguments)], capture_output=True,
+                          text=True, env=environment, timeout=240, cwd=home)
+
+
+def test_a_model_goes_to_the_hub_with_its_card(hub, kept, tmp_path):
+    done = export(hub, tmp_path, kept, tmp_path / "whole", "--push_to_hub", "tester/my-model", "--private")
+    assert done.returncode == 0, done.stderr
+    repository = hub.repositories["tester/my-model"]
+    assert repository["private"] is True and "tester/my-model" in done.stdout
+    written = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert repository["files"] == written and b"base_model:" in written["README.md"]
+    assert "model.safetensors" in written
+
+
+@pytest.mark.parametrize(("repository", "extra", "said"), [
+    ("others/model", {}, "the hub refuses: .*don't have the rights"),
+    ("bad name", {}, "--push_to_hub = 'bad name': allowed: USER/NAME"),
+    ("tester/model", {"HF_TOKEN": "hf_bad"}, "the hub refuses: Invalid username or password"),
+    ("tester/model", {"HF_TOKEN": ""}, "needs a token"),
+    ("tester/model", {"HF_HUB_OFFLINE": "1"}, "cannot be reached")])
+def test_what_the_hub_refuses_is_one_sentence(hub, kept, tmp_path, repository, extra, said):
+    done = export(hub, tmp_path, kept, "--push_to_hub", repository, **extra)
+    assert done.returncode in (2, 5) and re.search(said, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr and repository not in hub.repositories
+
+
+@pytest.mark.parametrize(("arguments", "said"), [([], "TARGET is missing"), (["there", "--private"], "--private says")])
+def test_what_does_not_go_together(hub, kept, tmp_path, arguments, said):
+    done = export(hub, tmp_path, kept, *arguments)
+    assert done.returncode == 2 and said in done.stderr
