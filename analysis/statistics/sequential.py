@@ -46,6 +46,7 @@ ALPHA = 0.05  # of the verdict as a whole
 MAX_SEEDS = 20
 FIRST_LOOK = LOOK_STEP = stats.VERDICT_SEEDS
 SPENDING_POWER = 1.5
+HALVING = 3  # Hyperband's usual reduction (Li et al. 2018)
 FUTILE = 0.2  # a depth is given up when the chance that more seeds show it safe falls below this
 _GRID = 401  # points of the numerical integration, odd for Simpson's rule
 _FAR = 8.0  # standard deviations beyond which nothing is left
@@ -228,16 +229,16 @@ def each_alpha(candidates: Sequence[int], alpha: float = ALPHA) -> float:
 
 def survivors(count: int) -> int:
     """How many of `count` settings go on to the next tuning seed."""
-    return math.ceil(count / 2)
+    return math.ceil(count / HALVING)
 
 
 def halving(scores: Mapping[str, Sequence[float]], rung: int, *, maximize: bool = True) -> list[str]:
     """Successive halving over settings by seeds (Jamieson & Talwalkar 2016): those that get the next tuning seed.
 
     scores: setting -> its validation metric on the tuning seeds so far, in the order of the seeds. On rung r (from 0)
-    a setting has r + 1 of them; the better half by their mean, rounded up, goes on; ties go to the smaller name. A
-    setting that lacks a finite score is not comparable and is dropped, unless all are. Best first: after the last seed
-    the first one is the choice.
+    a setting has r + 1 of them; the best third by their mean, rounded up, goes on; ties go to the smaller name. A
+    setting that lacks a finite score is not comparable and is dropped; [] where all do. Best first: after the last
+    seed the first one is the choice.
     """
     whole = [name for name, values in scores.items() if len(values) > rung and np.isfinite(values[:rung + 1]).all()]
     sign = -1 if maximize else 1
@@ -246,7 +247,7 @@ def halving(scores: Mapping[str, Sequence[float]], rung: int, *, maximize: bool 
 
 
 def halving_trials(settings: int, seeds: int) -> int:
-    """How many trials tuning one depth takes: K + ⌈K/2⌉ + ⌈K/4⌉ … over the seeds, until one setting is left."""
+    """How many trials tuning one depth takes: K + ⌈K/3⌉ + ⌈K/9⌉ … over the seeds, until one setting is left."""
     total = 0
     for _ in range(seeds):
         total += settings
