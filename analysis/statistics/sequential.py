@@ -35,8 +35,7 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import optimize
-from scipy import stats as distributions
+from scipy import optimize, special
 
 from analysis.statistics import bisection, stats
 from analysis.statistics.stats import Parts, Population
@@ -80,9 +79,9 @@ def levels(alpha: float, max_seeds: int = MAX_SEEDS) -> tuple[float, ...]:
         step = math.sqrt(time - before)
         may_spend = spent(alpha, seeds, max_seeds) - (spent(alpha, at[len(found) - 1], max_seeds) if found else 0.0)
         border = _border(density, places, step, may_spend)
-        found.append(float(distributions.norm.sf(border / math.sqrt(time))))
+        found.append(float(special.ndtr(-border / math.sqrt(time))))
         new = np.linspace(min(-_FAR * math.sqrt(time), border - 1), border, _GRID)
-        arrived = distributions.norm.pdf((new[:, None] - places) / step) / step @ density
+        arrived = np.exp(-(((new[:, None] - places) / step) ** 2) / 2) @ density / (step * math.sqrt(2 * math.pi))
         density, places, before = arrived * _simpson(new), new, time
     return tuple(found)
 
@@ -91,7 +90,7 @@ def _border(density: np.ndarray, places: np.ndarray, step: float, tail: float) -
     """Where a Brownian path that stands at `places` with these weights is found above after `step` with chance `tail`.
     """
     def excess(border: float) -> float:
-        return float(density @ distributions.norm.sf((border - places) / step)) - tail
+        return float(density @ special.ndtr((places - border) / step)) - tail
 
     return float(optimize.brentq(excess, -_FAR, 2 * _FAR))
 
@@ -180,7 +179,7 @@ def predicted(parts: Parts, margin: float, alpha: float, max_seeds: int, populat
     spread = math.sqrt(parts.seeds * (1 - share))
     if spread == 0:
         return float(room >= 0)
-    return float(distributions.t.cdf(room / spread, parts.degrees))
+    return float(special.stdtr(parts.degrees, room / spread))
 
 
 def repeated_confidence(seeds: int, max_seeds: int, confidence: float = 1 - ALPHA) -> float:

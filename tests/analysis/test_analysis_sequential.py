@@ -35,13 +35,13 @@ def test_looks_come_every_five_seeds_and_end_at_the_largest():
 @pytest.mark.parametrize("max_seeds", [5, 12, 20, 40])
 @pytest.mark.parametrize("alpha", [0.05, 0.01])
 def test_alpha_is_spent_as_the_function_says_and_no_more(max_seeds, alpha):
-    paths = np.random.default_rng(1).standard_normal((200_000, max_seeds)).cumsum(axis=1)
+    paths = np.random.default_rng(1).standard_normal((50_000, max_seeds)).cumsum(axis=1)
     at = sequential.looks(max_seeds)
     borders = -special.ndtri(sequential.levels(alpha, max_seeds))
     crossed = np.stack([paths[:, s - 1] / math.sqrt(s) > c for s, c in zip(at, borders, strict=True)], axis=1)
     for look, seeds in enumerate(at, start=1):
         expected = sequential.spent(alpha, seeds, max_seeds)
-        assert crossed[:, :look].any(axis=1).mean() == pytest.approx(expected, abs=4 * math.sqrt(expected / 200_000))
+        assert crossed[:, :look].any(axis=1).mean() == pytest.approx(expected, abs=4 * math.sqrt(expected / 50_000))
     assert sequential.spent(alpha, max_seeds, max_seeds) == alpha
 
 
@@ -157,7 +157,7 @@ SMALL = worlds.World(20, 0.008, rows=300)
 @pytest.mark.parametrize("shape", [*verdicts.shapes(6)[1:], verdicts.shapes(24)[1]],
                          ids=lambda shape: f"{shape.name} ({len(shape.losses)})")
 def test_a_depth_is_wrongly_called_safe_in_at_most_five_percent(rng, shape, collapse):
-    repeats = 150
+    repeats = 100
     found = adaptive.compare(SMALL._replace(collapse=collapse), shape, repeats, rng, MARGIN)
     assert found.wrong[0] < 0.05 + 4 * math.sqrt(0.05 * 0.95 / repeats)
 
