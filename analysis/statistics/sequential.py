@@ -23,8 +23,9 @@ What `finetune sweep --adaptive` leaves in `sweep.json`, for the report and for 
       "trained_ahead_unused": 0         confirming and tuning trials of depths that no decision needed
     }
 
-`decisions` can be computed from the records at any time (`decide` on the first 5, 10, … of `seeds`); the file is what
-was decided when. Estimates and bounds are fractions of the metric, positive where freezing loses.
+`decisions` can be computed from the records at any time (`paired.losses`, then `decide`, on the first 5, 10, … of
+`seeds`); the file is what was decided when. Tuning ties go to the smaller setting_id, as in the report. Estimates and
+bounds are fractions of the metric, positive where freezing loses.
 """
 
 from __future__ import annotations
