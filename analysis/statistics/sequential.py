@@ -1,6 +1,6 @@
 """The verdict in looks: one depth after the other in the order of a bisection, each with no more seeds than it needs.
 
-One depth's test. Its loss against full fine-tuning is looked at after 5, 10, … `max_seeds` seeds. The error that the
+One depth's test. Its loss against full fine-tuning is looked at after 5, 7, 10, 14, … `max_seeds` seeds. The error that the
 test may make is spent over the looks by a function of the seeds (Lan & DeMets 1983), and what a look may spend becomes
 a one-sided level by the joint normal distribution of the looks (Armitage, McPherson & Rowe 1969; Jennison & Turnbull
 2000, chapter 19); the level is then used with the split-t bound of that look ("significance level approach", Jennison
@@ -23,13 +23,14 @@ What `finetune sweep --adaptive` leaves in `sweep.json`, for the report and for 
       "trained_ahead_unused": 0         confirming and tuning trials of depths that no decision needed
     }
 
-`decisions` can be computed from the records at any time (`paired.losses`, then `decide`, on the first 5, 10, … of
+`decisions` can be computed from the records at any time (`paired.losses`, then `decide`, on the first 5, 7, … of
 `seeds`); the file is what was decided when. Tuning ties go to the smaller setting_id, as in the report. Estimates and
 bounds are fractions of the metric, positive where freezing loses.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -44,7 +45,7 @@ from analysis.statistics.stats import Parts, Population
 State = Literal["safe", "unsafe", "futile", "undecided"]
 ALPHA = 0.05  # of the verdict as a whole
 MAX_SEEDS = 20
-FIRST_LOOK = LOOK_STEP = stats.VERDICT_SEEDS
+FIRST_LOOK = stats.VERDICT_SEEDS
 SPENDING_POWER = 1.5
 HALVING = 3  # Hyperband's usual reduction (Li et al. 2018)
 FUTILE = 0.2  # a depth is given up when the chance that more seeds show it safe falls below this
@@ -53,10 +54,14 @@ _FAR = 8.0  # standard deviations beyond which nothing is left
 
 
 def looks(max_seeds: int = MAX_SEEDS) -> tuple[int, ...]:
-    """How many seeds each look has: 5, 10, … max_seeds. Raises ValueError below 5."""
+    """How many seeds each look has: 5, 7, 10, 14, 20, 28, 40 … (each √2 times the one before) and max_seeds.
+
+    Raises ValueError below 5.
+    """
     if max_seeds < FIRST_LOOK:
         raise ValueError(f"max_seeds = {max_seeds}: a verdict needs at least {FIRST_LOOK} seeds")
-    return (*range(FIRST_LOOK, max_seeds, LOOK_STEP), max_seeds)
+    steps = (round(FIRST_LOOK * 2 ** (step / 2)) for step in itertools.count())
+    return (*itertools.takewhile(lambda seeds: seeds < max_seeds, steps), max_seeds)
 
 
 def spent(alpha: float, seeds: int, max_seeds: int) -> float:

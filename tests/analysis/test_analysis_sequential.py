@@ -25,9 +25,9 @@ def losses(mean: float, seeds: int, seed_sd: float = 0.004, rows_part: float = 0
     return Parts(mean, seed_sd**2 / seeds, rows_part, seeds, seeds - 1)
 
 
-def test_looks_come_every_five_seeds_and_end_at_the_largest():
-    assert sequential.looks(20) == (5, 10, 15, 20)
-    assert sequential.looks(12) == (5, 10, 12) and sequential.looks(5) == (5,)
+def test_looks_are_ever_further_apart_and_end_at_the_largest():
+    assert sequential.looks(20) == (5, 7, 10, 14, 20)
+    assert sequential.looks(12) == (5, 7, 10, 12) and sequential.looks(5) == (5,)
     with pytest.raises(ValueError, match="max_seeds = 4: a verdict needs at least 5 seeds"):
         sequential.looks(4)
 
@@ -59,7 +59,7 @@ def test_each_state(mean, seeds, state):
     found = sequential.decide(losses(mean, seeds), 0.01, 0.05 / 3)
     assert found.state == state
     assert found.final == (state != "undecided") and found.safe == (state == "safe")
-    assert found.lower < mean < found.bound and found.seeds == seeds == 5 * found.look
+    assert found.lower < mean < found.bound and found.seeds == seeds == sequential.looks()[found.look - 1]
 
 
 def test_bounds_are_wider_than_without_looks_and_hold_together():
@@ -80,7 +80,7 @@ def test_rows_that_no_seeds_can_outweigh_are_futile():
 def test_a_lost_seed_is_never_safe_and_more_seeds_do_not_help():
     found = sequential.decide(losses(-0.02, 9), 0.01, 0.05, lost=1)
     assert found.state == "futile" and found.seeds == 10 and found.lost == 1
-    with pytest.raises(ValueError, match="seeds = 9: looks are at 5, 10, 15, 20"):
+    with pytest.raises(ValueError, match="seeds = 9: looks are at 5, 7, 10, 14, 20"):
         sequential.decide(losses(-0.02, 9), 0.01, 0.05)
 
 
