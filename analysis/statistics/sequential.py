@@ -1,7 +1,7 @@
 """The verdict in looks: one depth after the other in the order of a bisection, each with no more seeds than it needs.
 
-One depth's test. Its loss against full fine-tuning is looked at after 5, 7, 10, 14, … `max_seeds` seeds. The error that the
-test may make is spent over the looks by a function of the seeds (Lan & DeMets 1983), and what a look may spend becomes
+One depth's test. Its loss against full fine-tuning is looked at after 5, 7, 10, 14, … `max_seeds` seeds. The error
+that the test may make is spent over the looks by a function of the seeds (Lan & DeMets 1983), and what a look may spend becomes
 a one-sided level by the joint normal distribution of the looks (Armitage, McPherson & Rowe 1969; Jennison & Turnbull
 2000, chapter 19); the level is then used with the split-t bound of that look ("significance level approach", Jennison
 & Turnbull 2000, section 4.4). The looks share the test rows, so that their true correlation is at least sqrt(s/S), the
