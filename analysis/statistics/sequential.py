@@ -1,13 +1,13 @@
 """The verdict in looks: one depth after the other in the order of a bisection, each with no more seeds than it needs.
 
 One depth's test. Its loss against full fine-tuning is looked at after 5, 7, 10, 14, … `max_seeds` seeds. The error
-that the test may make is spent over the looks by a function of the seeds (Lan & DeMets 1983), and what a look may spend becomes
-a one-sided level by the joint normal distribution of the looks (Armitage, McPherson & Rowe 1969; Jennison & Turnbull
-2000, chapter 19); the level is then used with the split-t bound of that look ("significance level approach", Jennison
-& Turnbull 2000, section 4.4). The looks share the test rows, so that their true correlation is at least sqrt(s/S), the
-one used here: by Slepian's inequality the error is then at most what was spent. The bound at a look's level is a
-repeated confidence bound (Jennison & Turnbull 1989): over all looks together it holds with 1 - alpha, so that it may
-be reported whatever made the sweep stop.
+that the test may make is spent over the looks by a function of the seeds (Lan & DeMets 1983), and what a look may
+spend becomes a one-sided level by the joint normal distribution of the looks (Armitage, McPherson & Rowe 1969;
+Jennison & Turnbull 2000, chapter 19); the level is then used with the split-t bound of that look ("significance level
+approach", Jennison & Turnbull 2000, section 4.4). The looks share the test rows, so that their true correlation is at
+least sqrt(s/S), the one used here: by Slepian's inequality the error is then at most what was spent. The bound at a
+look's level is a repeated confidence bound (Jennison & Turnbull 1989): over all looks together it holds with 1 -
+alpha, so that it may be reported whatever made the sweep stop.
 
 Several depths. Bisection makes at most m tests (`bisection`), each with alpha/m.
 
