@@ -195,6 +195,17 @@ def repeated_confidence(seeds: int, max_seeds: int, confidence: float = 1 - ALPH
     return 1 - levels(1 - confidence, max_seeds)[max(sum(look <= seeds for look in at) - 1, 0)]
 
 
+def repeated_p_value(p_value: float, seeds: int, max_seeds: int) -> float:
+    """The two-sided p-value that agrees with the repeated interval at this look; nominal p-value as without looks."""
+    if math.isnan(p_value) or p_value >= 1:
+        return p_value
+
+    def excess(alpha: float) -> float:
+        return 1 - repeated_confidence(seeds, max_seeds, 1 - alpha) - p_value / 2
+
+    return 1.0 if excess(0.5) <= 0 else min(1.0, 2 * float(optimize.brentq(excess, p_value / 4, 0.5)))
+
+
 class Step(NamedTuple):
     """Where a bisection stands: the depth to test `now` (None: done), those that would come after either result,
     and the deepest that was shown safe so far."""
