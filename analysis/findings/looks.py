@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ def searched(curve: Curve, margin: float) -> Searched:
     by_depth = {point.arm.freeze_depth: point for point in curve.depths}
     decisions = {depth: list(_looks(curve, by_depth[depth], plan, margin, each)) for depth in plan.candidates
                  if depth in by_depth}
+    lost = {arm.freeze_depth for arm in curve.protocol.without_result}
+    decisions |= {depth: [_without_result(plan)] for depth in plan.candidates if depth in lost}
     last = {depth: found[-1] for depth, found in decisions.items() if found}
     step = sequential.next_depths(plan.candidates, last)
     path = (*step.tested, *(() if step.now is None else (step.now,)))
@@ -50,13 +53,17 @@ def _looks(curve: Curve, point: Point, plan: AdaptivePlan, margin: float, alpha:
         both = [seed for seed in asked if seed in full.measured.seeds and seed in point.measured.seeds]
         found = difference(full.measured.pick(both).times(curve.sign), point.measured.pick(both).times(curve.sign)) \
             if both else None
-        if found is None:
-            return
-        decision = sequential.decide(found[0], margin, alpha, plan.max_seeds, population=curve.population, seeds=look,
-                                     lost=lost)
+        decision = _without_result(plan, look) if found is None else sequential.decide(
+            found[0], margin, alpha, plan.max_seeds, population=curve.population, seeds=look, lost=lost)
         yield decision
         if decision.final:
             return
+
+
+def _without_result(plan: AdaptivePlan, seeds: int = 0) -> Decision:
+    """Of a depth of which nothing is known: not safe, and more seeds would not change it."""
+    look = plan.looks.index(seeds) + 1 if seeds else 0
+    return Decision("undecided", math.nan, math.nan, math.nan, seeds, look, math.nan, None, lost=seeds)
 
 
 def why_not_deeper(curve: Curve, found: Searched) -> str:
@@ -88,6 +95,8 @@ def _loses(decision: Decision) -> str:
 def _against(curve: Curve, depth: int, decision: Decision, plan: AdaptivePlan) -> str:
     """Why a depth was decided against, as the rest of a sentence that begins with it."""
     after = f"after {count(decision.seeds, 'seed')}"
+    if math.isnan(decision.estimate):
+        return "is not shown safe: no trial has a result"
     if decision.lost:
         point = next(p for p in curve.depths if p.arm.freeze_depth == depth)
         return f"is not shown safe: {_lost(curve, point)}; a lost seed can only flatter, so it was given up {after}"
@@ -107,8 +116,8 @@ def _lost(curve: Curve, point: Point) -> str:
 def how(found: Searched) -> str:
     """In which order depths were looked at, and how the level was kept, in two sentences."""
     plan, alpha = found.plan, sequential.each_alpha(found.plan.candidates, found.plan.alpha)
-    order = ", ".join(f"{Arm('', depth).name} {_state(found.last[depth])} after {found.last[depth].seeds} seeds"
-                      for depth in found.last)
+    order = ", ".join(f"{Arm('', depth).name} {_state(last)} after {count(last.seeds, 'seed')}"
+                      for depth, last in found.last.items())
     if not order:
         return ""
     looks = ", ".join(map(str, plan.looks))

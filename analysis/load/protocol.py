@@ -102,10 +102,19 @@ def _at_looks(protocol: Protocol, plan: AdaptivePlan) -> Protocol:
     cut = [(choice, _at_look(choice.setting, plan)) for choice in protocol.choices] if protocol.confirmed else []
     choices = [replace(choice, setting=setting, missing=dict(setting.lost)) for choice, setting in cut
                if setting is not None and setting.trials]
-    shown = {choice.arm for choice in choices}
-    begun = {setting.arm for setting in protocol.settings} - shown - set(protocol.without_result)
-    return replace(protocol, choices=choices, confirmed=True, unconfirmed=[],
+    without = {**_untunable(protocol), **protocol.without_result}
+    begun = {setting.arm for setting in protocol.settings} - {choice.arm for choice in choices} - set(without)
+    return replace(protocol, choices=choices, confirmed=True, unconfirmed=[], without_result=without,
                    waiting=sorted(begun, key=lambda arm: arm.order))
+
+
+def _untunable(protocol: Protocol) -> dict[Arm, str]:
+    """Arms of which no tuning trial has a result, and why."""
+    by_arm: dict[Arm, list[Setting]] = defaultdict(list)
+    for setting in protocol.tuning:
+        by_arm[setting.arm].append(setting)
+    return {arm: ", ".join(sorted({why for s in settings for why in s.lost.values()}))
+            for arm, settings in by_arm.items() if not any(s.trials for s in settings)}
 
 
 def _at_look(setting: Setting, plan: AdaptivePlan) -> Setting | None:

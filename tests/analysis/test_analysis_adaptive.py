@@ -159,6 +159,16 @@ def test_a_lost_seed_makes_a_depth_unsafe_and_is_named(tmp_path, world):
     assert any("it is not called safe" in warning["text"] for warning in report.summary["warnings"])
 
 
+def test_a_depth_of_which_no_trial_has_a_result_is_not_safe_and_the_search_goes_on(tmp_path, world):
+    failed = [make_trial(world, freeze_depth=3, learning_rate=rate, seed=1, margin=MARGIN, state="failed")
+              for rate in (5e-5, 1e-4)]
+    report = report_of([adaptive_sweep(tmp_path, world, {0: 5, 1: 5, 2: 5}, extra=failed)])
+    safe, = report.summary["deepest_safe_freeze"]
+    assert [(test["freeze_depth"], test["bound"] is None) for test in safe["tested"]][:2] == [(3, True), (1, False)]
+    assert "unfinished" not in {warning["kind"] for warning in report.summary["warnings"]}
+    assert safe["freeze_depth"] == 2 and safe["reason"] == "depth 3 is not shown safe: no trial has a result"
+
+
 def test_a_reference_that_lost_a_seed_blocks_the_verdict(tmp_path, world):
     report = report_of([adaptive_sweep(tmp_path, world, {0: 7, 3: 7}, lost=[(0, 5)])])
     assert "full fine-tuning: seed 5 failed" in report.summary["headline"]
