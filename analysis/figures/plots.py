@@ -40,6 +40,7 @@ class DepthCurve(NamedTuple):
     safe_depth: int | None
     margin: float
     sign: int
+    candidates: tuple[int, ...] = ()  # of an adaptive sweep: every depth it might have visited
 
 
 def scale_of(metric: str) -> float:
@@ -59,7 +60,8 @@ def depth_curve(curve: Curve, margin: float) -> DepthCurve:
     safe = verdict.deepest_safe(curve, margin)
     reference = curve.reference.interval.estimate if curve.reference else None
     return DepthCurve(curve.name, curve.metric, [_depth_point(curve, p) for p in curve.depths], reference,
-                      curve.baseline, safe.freeze_depth, margin, curve.sign)
+                      curve.baseline, safe.freeze_depth, margin, curve.sign,
+                      (0, *curve.looks.candidates) if curve.looks else ())
 
 
 def _depth_point(curve: Curve, point: Point) -> DepthPoint:
@@ -72,9 +74,20 @@ def _depth_point(curve: Curve, point: Point) -> DepthPoint:
 
 def positions(curves: Sequence[DepthCurve]) -> dict[int, int]:
     """Depth -> place on the axis, in the order of what is frozen, common to all curves."""
-    arms = {point.arm.freeze_depth: point.arm for curve in curves for point in curve.points}
+    arms = {depth: Arm("", depth) for curve in curves for depth in curve.candidates}
+    arms |= {point.arm.freeze_depth: point.arm for curve in curves for point in curve.points}
     ordered = sorted(arms.values(), key=lambda arm: arm.order)
     return {arm.freeze_depth: place for place, arm in enumerate(ordered) if arm.freeze_depth is not None}
+
+
+def tick_labels(curves: Sequence[DepthCurve], places: dict[int, int]) -> list[str]:
+    """0, emb, 1 … L; on an adaptive sweep's own picture with the number of seeds below, nothing where none were spent.
+    """
+    names = ["emb" if depth == -1 else str(depth) for depth in places]
+    if len(curves) > 1 or not curves[0].candidates:
+        return names
+    spent = {point.arm.freeze_depth: len(point.values) for point in curves[0].points}
+    return [f"{name}\n{spent.get(depth) or ''}" for name, depth in zip(names, places, strict=True)]
 
 
 def draw_panels(curves: Sequence[DepthCurve], axes: Iterable[Axes]) -> None:
@@ -99,9 +112,11 @@ def draw_depth_curves(curves: Sequence[DepthCurve], ax: Axes, *, legend: bool = 
         _draw_references(curves[0], places, ax)
     elif len({curve.baseline for curve in curves}) == 1:
         _draw_baseline(curves[0], ax)
-    ax.set_xticks(list(places.values()), ["emb" if depth == -1 else str(depth) for depth in places])
+    ax.set_xticks(list(places.values()), tick_labels(curves, places))
+    ax.set_xlim(-0.4, len(places) - 0.6) if curves[0].candidates else None
     emb = "; emb: embeddings only" if -1 in places else ""
-    ax.set_xlabel(f"frozen layers (0: full fine-tuning{emb})" if legend else "frozen layers")
+    counted = "; below: seeds" if len(curves) == 1 and curves[0].candidates else ""
+    ax.set_xlabel(f"frozen layers (0: full fine-tuning{emb}{counted})" if legend else "frozen layers")
     ax.set_ylabel(axis_name(curves[0].metric))
     ax.grid(axis="x", visible=False)
     if legend:
@@ -112,7 +127,7 @@ def _draw_curve(curve: DepthCurve, places: dict[int, int], index: int, shift: fl
     scale, colour = scale_of(curve.metric), svg.COLOURS[index % len(svg.COLOURS)]
     xs = [places[p.arm.freeze_depth] + shift for p in curve.points]  # type: ignore[index]
     name = svg.label(curve.name) or "mean over seeds, 95% interval"
-    ax.plot(xs, [scale * p.estimate for p in curve.points], color=colour, linewidth=1.6, zorder=3, label=name,
+    ax.plot(*_line(curve, places, shift), color=colour, linewidth=1.6, zorder=3, label=name,
             marker=svg.MARKERS[index % len(svg.MARKERS)], markersize=0)
     for x, point in zip(xs, curve.points, strict=True):
         if not math.isnan(point.low):
@@ -124,6 +139,13 @@ def _draw_curve(curve: DepthCurve, places: dict[int, int], index: int, shift: fl
         mark, = ax.plot([x], [scale * point.estimate], svg.MARKERS[index % len(svg.MARKERS)], color=colour,
                         markersize=6.5, zorder=4)
         svg.hover(mark, f"{curve.name + ', ' if curve.name else ''}{point.hover}")
+
+
+def _line(curve: DepthCurve, places: dict[int, int], shift: float) -> tuple[list[float], list[float]]:
+    """Through the points, with a gap where a depth in between was not visited."""
+    found = {p.arm.freeze_depth: scale_of(curve.metric) * p.estimate for p in curve.points}
+    through = [depth for depth in places if depth in found or depth in curve.candidates]
+    return [places[depth] + shift for depth in through], [found.get(depth, math.nan) for depth in through]
 
 
 def _draw_references(curve: DepthCurve, places: dict[int, int], ax: Axes) -> None:

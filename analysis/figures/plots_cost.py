@@ -14,7 +14,6 @@ from analysis.figures.plots_tuning import line_styles
 from analysis.findings.curves import Curve, Point, train_prefix_seconds
 from analysis.findings.words import signed
 from analysis.load.records import Arm
-from analysis.statistics import stats
 from finetune.training.evaluation import higher_is_better
 
 if TYPE_CHECKING:
@@ -157,7 +156,7 @@ def changes(curve: Curve) -> list[Change]:
     found = []
     for point in curve.points:
         if point.loss is not None:
-            change = stats.interval(point.loss._replace(estimate=-curve.sign * point.loss.estimate), curve.population)
+            change = curve.interval(point.loss._replace(estimate=-curve.sign * point.loss.estimate))
             found.append(Change(curve.name, point.arm.name, *change[:3]))
     return found
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from analysis.findings import premises, verdict
+from analysis.findings import looks, premises, verdict
 from analysis.findings.curves import Curve, Point
 from analysis.findings.words import count, margin_text, percent, points, signed
 from analysis.load.records import Arm
@@ -68,7 +68,7 @@ def _deepest(curve: Curve, margin: float) -> str:
 def _one(curve: Curve, margin: float) -> Answer:
     headline, detail = _verdict(curve, margin) if verdict.blocked(curve, margin) is None else _no_verdict(curve, margin)
     text = " ".join(part for part in (detail, _strategies(curve)) if part)
-    return Answer(headline, [text] if text else [])
+    return Answer(headline, [part for part in (text, _search(curve, margin)) if part])
 
 
 def _strategies(curve: Curve) -> str:
@@ -84,7 +84,7 @@ def _strategies(curve: Curve) -> str:
 def _change(point: Point, curve: Curve) -> stats.Interval:
     """The metric's change against full fine-tuning, more being more."""
     assert point.loss is not None
-    return stats.interval(point.loss._replace(estimate=-curve.sign * point.loss.estimate), curve.population)
+    return curve.interval(point.loss._replace(estimate=-curve.sign * point.loss.estimate))
 
 
 def where(curve: Curve) -> str:
@@ -97,13 +97,22 @@ def _verdict(curve: Curve, margin: float) -> tuple[str, str]:
     safe = verdict.deepest_safe(curve, margin)
     if safe.freeze_depth is None:
         return (f"No frozen depth of {where(curve)} is shown to lose at most {margin_text(margin)} of "
-                      f"{curve.metric} against full fine-tuning.", _sentence(safe.reason))
+                f"{curve.metric} against full fine-tuning.", _sentence(safe.reason))
     point = next(p for p in curve.depths if p.arm.freeze_depth == safe.freeze_depth)
     bound = max(verdict.loss_bound(point, curve), 0.0)
     headline = (f"You can freeze {depth_phrase(curve, point)} of {where(curve)}: it loses at most {points(bound)} "
                 f"points of {curve.metric} against full fine-tuning (95% confidence){_saving(curve, point)}.")
     headline = " ".join(part for part in (headline, _doubts(curve, point)) if part)
-    return headline, " ".join(part for part in (_up_to(curve, safe), _own_level(safe), _deeper(curve, safe)) if part)
+    told = (_up_to(curve, safe), _own_level(curve, safe), _deeper(curve, safe))
+    return headline, " ".join(part for part in told if part)
+
+
+def _search(curve: Curve, margin: float) -> str:
+    """Of an adaptive sweep: in which order it looked, how the level was kept, and what it cost."""
+    if curve.looks is None or curve.reference is None:
+        return ""
+    found = looks.searched(curve, margin)
+    return " ".join(part for part in (looks.how(found), looks.beside_the_grid(curve, found)) if part)
 
 
 def _doubts(curve: Curve, point: Point) -> str:
@@ -121,25 +130,29 @@ def _doubts(curve: Curve, point: Point) -> str:
 
 def _up_to(curve: Curve, safe: verdict.Safe) -> str:
     """Whether the shallower depths are shown too; nothing where there are none."""
-    if safe.freeze_depth == verdict.sequence(curve)[0].arm.freeze_depth:
+    first = verdict.sequence(curve)[0].arm.freeze_depth if curve.looks is None else curve.looks.candidates[0]
+    if safe.freeze_depth == first:
         return ""
     if safe.every_depth_up_to:
         return f"Every depth up to it that was tried is shown to lose at most {margin_text(safe.margin)}."
     return "This is a claim about this depth, not about every shallower one."
 
 
-def _own_level(safe: verdict.Safe) -> str:
+def _own_level(curve: Curve, safe: verdict.Safe) -> str:
     """The bound at which the verdict was reached, beside the headline's 95%."""
     test = next(test for test in safe.tested if test["freeze_depth"] == safe.freeze_depth)
     if len(safe.tested) == 1 and test["confidence"] == verdict.CONFIDENCE:
         return ""
+    if curve.looks is not None:
+        return (f"At the level of the search's single test, {100 * test['confidence']:.1f}% over all looks, it loses "
+                f"at most {points(max(test['bound'], 0.0))} points.")
     order = ", ".join(Arm("", test["freeze_depth"]).name.removeprefix("depth ") for test in safe.tested)
     return (f"Tested in the order of a bisection ({order}), each at {100 * test['confidence']:.1f}%, so that the "
             f"verdict as a whole has 95%: at that level it loses at most {points(max(test['bound'], 0.0))} points.")
 
 
 def _deeper(curve: Curve, safe: verdict.Safe) -> str:
-    if safe.freeze_depth == verdict.sequence(curve)[-1].arm.freeze_depth:
+    if curve.looks is None and safe.freeze_depth == verdict.sequence(curve)[-1].arm.freeze_depth:
         return "No deeper freeze was tried."
     return _sentence(safe.reason)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis.findings import checks_tuning, premises
+from analysis.findings import checks_tuning, looks, premises
 from analysis.findings.curves import Curve
 from analysis.findings.words import count, names, percent, seeds
 from analysis.load.groups import distinct
@@ -53,7 +53,9 @@ def no_reference(curve: Curve) -> Iterator[str]:
 def missing_seeds(curve: Curve) -> Iterator[str]:
     for arm, missing in curve.missing.items():
         lost = ", ".join(f"seed {seed} {reason}" for seed, reason in missing.items())
-        yield f"{arm.name}: {lost}; no verdict while a seed has no result"
+        means = "no verdict while a seed has no result" if curve.looks is None or arm.is_reference else \
+            "it is not called safe"
+        yield f"{arm.name}: {lost}; {means}"
     for arm, reason in curve.protocol.without_result.items():
         yield f"{arm.name} is not on the curve: no trial has a result ({reason})"
 
@@ -68,7 +70,7 @@ def few_seeds(curve: Curve) -> Iterator[str]:
 def fewer_seeds(curve: Curve) -> Iterator[str]:
     most = max(len(point.measured.seeds) for point in curve.points)
     fewer = [point for point in curve.points if len(point.measured.seeds) < most]
-    if fewer:
+    if fewer and curve.looks is None:
         yield (f"{names(fewer)} {'has' if len(fewer) == 1 else 'have'} fewer seeds than the rest "
                f"({', '.join(str(len(p.measured.seeds)) for p in fewer)} where others have {most})")
 
@@ -103,7 +105,8 @@ def failed_trials(curve: Curve) -> Iterator[str]:
 
 
 def unfinished(loaded: Loaded) -> Iterator[str]:
-    planned = frozenset().union(*(plan.trial_ids for plan in loaded.plans if plan.method == "grid"))
+    planned = frozenset().union(*(plan.trial_ids for plan in loaded.plans
+                                    if plan.method == "grid" and plan.adaptive is None))
     if waiting := len(planned - {trial.record.trial_id for trial in loaded.trials}):
         yield f"the sweep is not finished: {waiting:,} of {len(planned):,} planned trials have no record yet"
 
@@ -155,6 +158,7 @@ def margin_is_vacuous(curve: Curve, margins: Sequence[float]) -> Iterator[str]:
 
 
 CHECKS: list[tuple[str, Callable[[Curve], Iterator[str]]]] = [
+    ("unfinished", looks.unfinished), ("decisions", looks.differing),
     ("no-reference", no_reference), ("missing-seeds", missing_seeds), ("identical-seeds", premises.identical_seeds),
     ("confounded", premises.confounded), ("reference-in-doubt", premises.weak_reference),
     ("test-leak", checks_tuning.leak),

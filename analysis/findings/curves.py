@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from analysis.load.adaptive import AdaptivePlan
 from analysis.load.protocol import Choice, Protocol, baseline_value
 from analysis.load.records import Arm, Trial
-from analysis.statistics import metrics, stats
+from analysis.statistics import metrics, sequential, stats
 from analysis.statistics.stats import Interval, Parts, Population
 from finetune.results import PREDICTIONS_FILE
 from finetune.training.evaluation import higher_is_better
@@ -181,6 +182,35 @@ class Curve:
         return min(len(point.measured.seeds) for point in self.points)
 
     @property
+    def looks(self) -> AdaptivePlan | None:
+        """Of an adaptive sweep. Every bound and interval is then a repeated one: it holds whatever made it stop."""
+        return self.protocol.adaptive
+
+    def _nominal(self, confidence: float, n_seeds: int) -> float:
+        """One-sided confidence at one look, for a claim that shall have `confidence`."""
+        if self.looks is None or n_seeds < self.looks.looks[0]:
+            return confidence
+        return sequential.repeated_confidence(n_seeds, self.looks.max_seeds, confidence)
+
+    def upper(self, parts: Parts, confidence: float = 0.95) -> float:
+        """With this confidence the truth is at most so much."""
+        return stats.upper_bound(parts, self.population, self._nominal(confidence, parts.n_seeds))
+
+    def lower(self, parts: Parts, confidence: float = 0.95) -> float:
+        return stats.lower_bound(parts, self.population, self._nominal(confidence, parts.n_seeds))
+
+    def interval(self, parts: Parts) -> Interval:
+        """Two-sided, 95%."""
+        return stats.interval(parts, self.population, 2 * self._nominal(0.975, parts.n_seeds) - 1)
+
+    def p_value(self, parts: Parts) -> float:
+        """Two-sided, of no difference; it agrees with `interval`."""
+        nominal = stats.p_value(parts, self.population)
+        if self.looks is None or parts.n_seeds < self.looks.looks[0]:
+            return nominal
+        return sequential.repeated_p_value(nominal, parts.n_seeds, self.looks.max_seeds)
+
+    @property
     def missing(self) -> dict[Arm, dict[int, str]]:
         """Seeds without a result, by arm."""
         return {point.arm: point.choice.missing for point in self.points if point.choice.missing}
@@ -214,17 +244,16 @@ def measure(protocol: Protocol, *, metric: str | None = None, population: Popula
         population = "this_test_set"
         measured = [(choice, Measured(m.seeds, m.values)) for choice, m in measured]
     reference = next((m for choice, m in measured if choice.arm.is_reference), None)
-    sign = 1 if higher_is_better(metric) else -1
-    points = [_point(choice, m, reference, sign, population) for choice, m in measured]
-    return Curve(protocol, metric, population, points, reader.labels, reader.notes)
+    curve = Curve(protocol, metric, population, [], reader.labels, reader.notes)
+    return replace(curve, points=[_point(curve, choice, m, reference) for choice, m in measured])
 
 
-def _point(choice: Choice, m: Measured, reference: Measured | None, sign: int, population: Population) -> Point:
+def _point(curve: Curve, choice: Choice, m: Measured, reference: Measured | None) -> Point:
     loss, paired = None, True
     if reference is not None and not choice.arm.is_reference:
-        found = difference(reference.times(sign), m.times(sign))
+        found = difference(reference.times(curve.sign), m.times(curve.sign))
         loss, paired = found if found is not None else (None, False)
-    return Point(choice, m, stats.interval(m.parts(), population), loss, paired)
+    return Point(choice, m, curve.interval(m.parts()), loss, paired)
 
 
 def _recorded(trial: Trial, metric: str) -> float:
@@ -308,8 +337,7 @@ def counted_at_baseline(curve: Curve) -> Curve | None:
     measured = [(p.choice, _with_baseline(p.measured, sorted(p.choice.missing), curve.baseline_rows))
                 for p in curve.points]
     reference = next((m for choice, m in measured if choice.arm.is_reference), None)
-    points = [_point(choice, m, reference, curve.sign, curve.population) for choice, m in measured]
-    return replace(curve, points=points)
+    return replace(curve, points=[_point(curve, choice, m, reference) for choice, m in measured])
 
 
 def _with_baseline(m: Measured, missing: Sequence[int], level: np.ndarray | float) -> Measured:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from analysis.findings import verdict
 from analysis.findings.answer import where
 from analysis.findings.curves import Curve
 from analysis.findings.words import count, margin_text, points
-from analysis.statistics import stats
+from analysis.statistics import sequential, stats
 
 
 def methods_paragraph(curve: Curve, margins: Sequence[float]) -> str:
@@ -38,7 +39,7 @@ def _choice(curve: Curve) -> Iterator[str]:
     yield (f"For every depth, {', '.join(tuned)} were chosen by validation {metric}, averaged over seeds, among "
            f"{' to '.join(str(n) for n in (tries[0], tries[-1])[:len(tries)])} settings. {epochs}")
     if curve.protocol.confirmed:
-        yield f"The chosen settings were then trained on {count(curve.n_seeds, 'fresh seed')}; only those are reported."
+        yield f"The chosen settings were then trained on {_seeds(curve, 'fresh seed')}; only those are reported."
     else:
         yield "The same seeds chose the settings and are reported, which favours settings with lucky seeds."
 
@@ -46,11 +47,11 @@ def _choice(curve: Curve) -> Iterator[str]:
 def _interval(curve: Curve) -> Iterator[str]:
     rows = f" and {curve.n_examples:,} test rows" if curve.n_examples else ""
     if curve.population == "this_test_set":
-        yield (f"Intervals are 95% t-intervals over {count(curve.n_seeds, 'seed')} and speak about new seeds on this "
+        yield (f"Intervals are 95% t-intervals over {_seeds(curve, 'seed')} and speak about new seeds on this "
                "test set only.")
         return
     yield (f"Intervals are 95% and speak about new seeds and new text, given this training set. With the paired "
-           f"difference d of {count(curve.n_seeds, 'seed')}{rows}, their half-width is sqrt(t²·a + z²·max(b − e, 0)), "
+           f"difference d of {_seeds(curve, 'seed')}{rows}, their half-width is sqrt(t²·a + z²·max(b − e, 0)), "
            "where a = var(seed means)/S with t on S−1 degrees of freedom, b = var(row means)/N, and e is the part of b "
            "that a already holds (split-t).")
     if curve.points[0].measured.replicates is not None:
@@ -62,10 +63,22 @@ def _verdict(curve: Curve, margins: Sequence[float]) -> Iterator[str]:
     if curve.reference is None or curve.n_seeds < stats.VERDICT_SEEDS:
         yield "No verdict was drawn."
         return
-    yield (f"A depth counts as safe if the one-sided 95% bound of its loss against full fine-tuning is below "
-           f"{' or '.join(margin_text(margin) for margin in margins)}; depths were tested from shallow to deep, "
-           "stopping at the first failure (fixed sequence), so that the chance of any wrong “safe” is at most 5%. "
-           "Differences are otherwise reported with Holm's adjustment.")
+    each = 100 * (1 - verdict.test_level(curve))
+    yield (f"A depth counts as safe if the one-sided bound of its loss against full fine-tuning is below "
+           f"{' or '.join(margin_text(margin) for margin in margins)}; depths were tested in the order of a bisection, "
+           f"each at {each:.2g}% (Bonferroni over the tests that may be made), so that the chance of a wrong “safe” is "
+           "at most 5%. Differences are otherwise reported with Holm's adjustment.")
+    if curve.looks is not None:
+        yield (f"Each depth was looked at after {', '.join(map(str, curve.looks.looks))} seeds until it was shown safe "
+               f"or too deep, or given up as futile (predictive power below {sequential.FUTILE:.0%}, not binding). The "
+               f"error of a test was spent over its looks by the power family t^{sequential.SPENDING_POWER:g} (Kim & "
+               "DeMets 1987); bounds and intervals are repeated confidence bounds (Jennison & Turnbull 1989).")
+
+
+def _seeds(curve: Curve, noun: str) -> str:
+    """'10 seeds', or '5 to 20 seeds' where the points differ."""
+    most = max(len(point.measured.seeds) for point in curve.points)
+    return count(most, noun) if most == curve.n_seeds else f"{curve.n_seeds} to {count(most, noun)}"
 
 
 def scope(summary: dict[str, Any]) -> str:
@@ -73,12 +86,19 @@ def scope(summary: dict[str, Any]) -> str:
     population = {"new_text": "new seeds and new text, given this training set",
                   "this_test_set": "new seeds on exactly these test rows"}
     parts = [f"Population: {_each(summary['population'], population.get)}",
-             f"{_each(summary['n_seeds'])} {'seed' if summary['n_seeds'] == 1 else 'seeds'}",
+             f"{_spent(summary)} {'seed' if summary['n_seeds'] == 1 else 'seeds'}",
              f"{_each(summary['n_examples'], _thousands)} test rows",
              _each(summary["interval_method"])]
     if summary["detectable_margin"] is not None and not isinstance(summary["detectable_margin"], list):
         parts.append(f"detectable margin {points(summary['detectable_margin'])} points (80% power)")
     return " · ".join(parts)
+
+
+def _spent(summary: dict[str, Any]) -> str:
+    """Of an adaptive sweep '5 to 20': its depths have what each needed."""
+    most = max((len(entry["values"]) for entry in summary["curve"]), default=0)
+    few = _each(summary["n_seeds"])
+    return f"{few} to {most}" if summary["adaptive"] and few != str(most) else few
 
 
 def _thousands(value: int | None) -> str:

@@ -118,7 +118,7 @@ def confounds(curve: Curve, point: Point) -> list[str]:
 def better_than_reference(curve: Curve) -> list[Point]:
     """Arms that beat full fine-tuning by more than chance (two-sided, Holm-adjusted at 5%), the best first."""
     others = [point for point in curve.points if point.loss is not None and not math.isnan(point.loss.seeds)]
-    adjusted = stats.holm([stats.p_value(point.loss, curve.population) for point in others])
+    adjusted = stats.holm([curve.p_value(point.loss) for point in others])
     better = [point for point, p in zip(others, adjusted, strict=True) if p < LEVEL and point.loss.estimate < 0]
     return sorted(better, key=lambda point: point.loss.estimate)
 
@@ -184,7 +184,7 @@ def against_best(curve: Curve, point: Point, best: Point) -> str:
     found = difference(best.measured.times(curve.sign), point.measured.times(curve.sign))
     if found is None:
         return ""
-    bound = stats.upper_bound(found[0], curve.population)
+    bound = curve.upper(found[0])
     return (f"Against {best.arm.name}, the best arm, it loses {points(found[0].estimate)} points, at most "
             f"{points(bound)} (95% confidence).")
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analysis.findings import premises
+from analysis.findings import looks, premises
 from analysis.findings.curves import Curve, Measured, Point, difference
 from analysis.findings.words import points
 from analysis.load.records import Arm
@@ -27,6 +27,7 @@ class Test(NamedTuple):
     bound: float | None  # fraction of the metric; None where no bound can be given
     confidence: float
     safe: bool
+    seeds: int  # of the depth's test
 
 
 class Safe(NamedTuple):
@@ -75,7 +76,7 @@ class Comparison(NamedTuple):
 
 def loss_bound(point: Point, curve: Curve, confidence: float = CONFIDENCE) -> float:
     """With this confidence the point loses at most so much (nan where nothing can be said)."""
-    return math.nan if point.loss is None else stats.upper_bound(point.loss, curve.population, confidence)
+    return math.nan if point.loss is None else curve.upper(point.loss, confidence)
 
 
 def sequence(curve: Curve) -> list[Point]:
@@ -89,16 +90,24 @@ def blocked(curve: Curve, margin: float | None = None) -> str | None:
         return "full fine-tuning (freeze_depth 0) is not among the results"
     if not sequence(curve):
         return "no depth was frozen"
-    if curve.missing:
-        lost = "; ".join(f"{arm.name}: {_seeds(missing)}" for arm, missing in curve.missing.items())
-        return f"seeds without a result ({lost})"
-    if curve.protocol.without_result:
-        return "no result at all at " + ", ".join(arm.name for arm in curve.protocol.without_result)
+    if reason := _lost(curve):
+        return reason
     if premises.seeds_are_copies(curve):
         return "all seeds of a setting gave the same result, bit for bit: they are one seed"
-    if curve.n_seeds < stats.VERDICT_SEEDS:
+    if curve.n_seeds < stats.VERDICT_SEEDS and curve.looks is None:
         return f"{curve.n_seeds} seed{'s' * (curve.n_seeds > 1)}; a verdict needs {stats.VERDICT_SEEDS}"
     return None if margin is None else premises.vacuous_margin(curve, margin)
+
+
+def _lost(curve: Curve) -> str | None:
+    """Seeds and arms without a result. An adaptive search calls a depth that lost one not safe, and goes on."""
+    missing = {arm: lost for arm, lost in curve.missing.items() if curve.looks is None or arm.is_reference}
+    if missing:
+        lost = "; ".join(f"{arm.name}: {_seeds(seeds)}" for arm, seeds in missing.items())
+        return f"seeds without a result ({lost})"
+    if curve.protocol.without_result and curve.looks is None:
+        return "no result at all at " + ", ".join(arm.name for arm in curve.protocol.without_result)
+    return None
 
 
 def _seeds(missing: dict[int, str]) -> str:
@@ -107,6 +116,8 @@ def _seeds(missing: dict[int, str]) -> str:
 
 def test_level(curve: Curve, confidence: float = CONFIDENCE) -> float:
     """The confidence of each single test, so that all tests of the verdict together have `confidence`."""
+    if curve.looks is not None:
+        return 1 - bisection.level(len(curve.looks.candidates), curve.looks.alpha)
     return 1 - bisection.level(len(sequence(curve)), 1 - confidence)
 
 
@@ -115,14 +126,36 @@ def deepest_safe(curve: Curve, margin: float, confidence: float = CONFIDENCE) ->
     reason = blocked(curve, margin)
     if reason is not None:
         return Safe(margin, confidence, None, f"no verdict: {reason}", [], False)
+    if curve.looks is not None:
+        return _by_looks(curve, margin)
     depths, each = sequence(curve), test_level(curve, confidence)
     found = _bisected(depths, each, lambda point: loss_bound(point, curve, each), lambda bound: bound <= margin)
     named = next((i for i, point in enumerate(depths) if point.arm.freeze_depth == found.freeze_depth), None)
-    strict = 1 - (1 - confidence) / len(depths)
-    up_to = named is not None and all(loss_bound(point, curve, strict) <= margin for point in depths[:named + 1])
+    up_to = named is not None and _all_shown(curve, depths[:named + 1], len(depths), margin, confidence)
     reason = f"no deeper freeze was tried than {depths[-1].arm.name}" if found.obstacle is None else _why_not(
         curve, found.obstacle, found.bound, each, margin)
     return Safe(margin, confidence, found.freeze_depth, reason, [test._asdict() for test in found.tested], up_to)
+
+
+def _all_shown(curve: Curve, depths: Sequence[Point], count: int, margin: float, confidence: float) -> bool:
+    """Whether each of these of `count` depths is shown at a level that all of them share."""
+    strict = 1 - (1 - confidence) / count
+    return all(loss_bound(point, curve, strict) <= margin for point in depths)
+
+
+def _by_looks(curve: Curve, margin: float) -> Safe:
+    """The verdict of an adaptive sweep: its own decisions, from its records."""
+    found, each = looks.searched(curve, margin), test_level(curve)
+    confidence = 1 - found.plan.alpha
+    tested = [Test(depth, None if math.isnan(found.last[depth].bound) else found.last[depth].bound, each,
+                   found.last[depth].safe, found.last[depth].seeds) for depth in found.step.tested]
+    named, candidates = found.step.named, found.plan.candidates
+    shallower = [] if named is None else candidates[:candidates.index(named) + 1]
+    known = [point for point in sequence(curve) if point.arm.freeze_depth in shallower]
+    up_to = bool(shallower) and len(known) == len(shallower) and _all_shown(curve, known, len(candidates), margin,
+                                                                             confidence)
+    return Safe(margin, confidence, named, looks.why_not_deeper(curve, found), [test._asdict() for test in tested],
+                up_to)
 
 
 class _Found(NamedTuple):
@@ -132,20 +165,34 @@ class _Found(NamedTuple):
     bound: float  # of the obstacle
 
 
-def _bisected(depths: Sequence[Point], confidence: float, bound_of: Callable[[Point], float],
+def _bisected(depths: Sequence[Point | None], confidence: float, bound_of: Callable[[Point], float],
               shown: Callable[[float], bool]) -> _Found:
-    bounds: dict[int, float] = {}
+    """None among the depths: an adaptive search did not train it, and what leads there ends."""
+    tests: dict[int, Test] = {}
 
-    def is_safe(index: int) -> bool:
-        bounds[index] = bound_of(depths[index])
-        return shown(bounds[index])
+    def is_safe(index: int) -> bool | None:
+        point = depths[index]
+        if point is None:
+            return None
+        bound = bound_of(point)
+        tests[index] = Test(point.arm.freeze_depth, None if math.isnan(bound) else bound, confidence, shown(bound),
+                            len(point.measured.seeds))
+        return tests[index].safe
 
     path = bisection.bisect(len(depths), is_safe)
-    tested = [Test(depths[index].arm.freeze_depth, None if math.isnan(bounds[index]) else bounds[index], confidence,
-                   safe) for index, safe in path]
     named, next_one = bisection.deepest(path), bisection.obstacle(path)
-    return _Found(None if named is None else depths[named].arm.freeze_depth, tested,
-                  None if next_one is None else depths[next_one], math.nan if next_one is None else bounds[next_one])
+    bound = None if next_one is None else tests[next_one].bound
+    return _Found(None if named is None else tests[named].freeze_depth, list(tests.values()),
+                  None if next_one is None else depths[next_one], math.nan if bound is None else bound)
+
+
+def _candidates(curve: Curve) -> Sequence[Point | None]:
+    """The depths of a bisection, shallow to deep; None for a candidate of an adaptive sweep that is not on the curve.
+    """
+    if curve.looks is None:
+        return sequence(curve)
+    known = {point.arm.freeze_depth: point for point in curve.depths if not point.choice.missing}
+    return [known.get(depth) for depth in curve.looks.candidates]
 
 
 def _why_not(curve: Curve, point: Point, bound: float, confidence: float, margin: float) -> str:
@@ -153,7 +200,7 @@ def _why_not(curve: Curve, point: Point, bound: float, confidence: float, margin
     assert point.loss is not None
     text = (f"{point.arm.name} is not shown safe: it loses {points(point.loss.estimate)} points, "
             f"at most {points(bound)} at the verdict's own level of {100 * confidence:.1f}% per test")
-    least = stats.lower_bound(point.loss, curve.population, confidence)
+    least = curve.lower(point.loss, confidence)
     if least > margin:
         return f"{text} and at least {points(least)}: it is too deep"
     needed = power.what_would_show(point.loss, curve.n_examples or 0, margin, curve.population, confidence)
@@ -168,7 +215,7 @@ def kept(curve: Curve, share: float, confidence: float = CONFIDENCE) -> Kept:
     if reason is not None:
         return Kept(share, confidence, None, f"no verdict: {reason}", [])
     each = test_level(curve, confidence)
-    found = _bisected(sequence(curve), each, lambda point: _kept_bound(curve, point, share, each),
+    found = _bisected(_candidates(curve), each, lambda point: _kept_bound(curve, point, share, each),
                       lambda bound: bound >= 0)
     stopped = "no deeper freeze was tried" if found.obstacle is None else \
         f"{found.obstacle.arm.name} is not shown to keep {share:.0%}"
@@ -181,7 +228,7 @@ def _kept_bound(curve: Curve, point: Point, share: float, confidence: float) -> 
     floor = (1 - share) * curve.baseline_rows * curve.sign
     full = curve.reference.measured.times(curve.sign * share, floor)
     found = difference(point.measured.times(curve.sign), full)
-    return math.nan if found is None else stats.lower_bound(found[0], curve.population, confidence)
+    return math.nan if found is None else curve.lower(found[0], confidence)
 
 
 def compare_to_full(curve: Curve) -> list[Comparison]:
@@ -207,14 +254,14 @@ def compare_curves(curves: Sequence[Curve]) -> list[Comparison]:
 
 def _compared(pairs: Sequence[tuple[str, str, Measured, Measured]], curve: Curve) -> list[Comparison]:
     found = [(a, b, x, y, change) for a, b, x, y in pairs if (change := difference(x, y)) is not None]
-    p_values = [stats.p_value(change[0], curve.population) for *_, change in found]
+    p_values = [curve.p_value(change[0]) for *_, change in found]
     return [_comparison(curve, *entry, p, q) for entry, p, q in zip(found, p_values, stats.holm(p_values), strict=True)]
 
 
 def _comparison(curve: Curve, a: str, b: str, x: Measured, y: Measured, change: tuple[Parts, bool], p: float,
                 adjusted: float) -> Comparison:
     parts, paired = change
-    found = stats.interval(parts, curve.population)
+    found = curve.interval(parts)
     note = ", ".join(part for part in (found.tag, "" if paired else "seeds not paired") if part)
     return Comparison(a, b, found.estimate, found.low, found.high, p, adjusted, *_cross_check(x, y), note)
 

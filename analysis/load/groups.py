@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from analysis.load.adaptive import AdaptivePlan
 from analysis.load.records import Loaded, SweepPlan, Trial
 from finetune.config import CONTENT, KNOBS, NEVER
 
@@ -48,6 +49,12 @@ class Group:
         asked = {plan.metric for plan in self.plans if plan.metric}
         known = next((t.record.metrics["validation"] for t in self.trials if "validation" in t.record.metrics), {})
         return asked.pop() if len(asked) == 1 and asked <= set(known) else self.metric
+
+    @property
+    def adaptive(self) -> AdaptivePlan | None:
+        """Of a sweep that was merged from several directories, the plan that knows most."""
+        known = [plan.adaptive for plan in self.plans if plan.adaptive is not None]
+        return max(known, key=lambda plan: len(plan.decisions), default=None)
 
     @property
     def num_layers(self) -> int | None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
+from analysis.load.adaptive import AdaptivePlan
 from analysis.load.groups import Group
 from analysis.load.records import Arm, Trial
 from finetune.training.evaluation import higher_is_better
@@ -71,6 +72,11 @@ class Protocol:
     without_result: dict[Arm, str]  # arms of which no trial has a result, and why
     settings: list[Setting]  # of both phases
     outside_plan: int  # trials on disk that the sweep as it stands does not ask for
+    waiting: list[Arm] = field(default_factory=list)  # of an adaptive sweep: begun, and without a look so far
+
+    @property
+    def adaptive(self) -> AdaptivePlan | None:
+        return self.group.adaptive
 
     @property
     def tuning(self) -> list[Setting]:
@@ -84,6 +90,40 @@ def baseline_value(trial: Trial, split: str, metric: str) -> float | None:
 
 def make_protocol(group: Group) -> Protocol:
     """Choose one setting per arm of the group."""
+    found = _make_protocol(group)
+    return found if group.adaptive is None else _at_looks(found, group.adaptive)
+
+
+def _at_looks(protocol: Protocol, plan: AdaptivePlan) -> Protocol:
+    """An adaptive sweep's protocol: each arm with the fresh seeds of its last complete look, and no others.
+
+    What is lost among them is missing; seeds that no look has asked for are not.
+    """
+    cut = [(choice, _at_look(choice.setting, plan)) for choice in protocol.choices] if protocol.confirmed else []
+    choices = [replace(choice, setting=setting, missing=dict(setting.lost)) for choice, setting in cut
+               if setting is not None and setting.trials]
+    without = {**_untunable(protocol), **protocol.without_result}
+    begun = {setting.arm for setting in protocol.settings} - {choice.arm for choice in choices} - set(without)
+    return replace(protocol, choices=choices, confirmed=True, unconfirmed=[], without_result=without,
+                   waiting=sorted(begun, key=lambda arm: arm.order))
+
+
+def _untunable(protocol: Protocol) -> dict[Arm, str]:
+    """Arms of which no tuning trial has a result, and why."""
+    by_arm: dict[Arm, list[Setting]] = defaultdict(list)
+    for setting in protocol.tuning:
+        by_arm[setting.arm].append(setting)
+    return {arm: ", ".join(sorted({why for s in settings for why in s.lost.values()}))
+            for arm, settings in by_arm.items() if not any(s.trials for s in settings)}
+
+
+def _at_look(setting: Setting, plan: AdaptivePlan) -> Setting | None:
+    seeds = set(plan.seeds[:plan.last_look({*setting.trials, *setting.lost})])
+    return replace(setting, trials={seed: trial for seed, trial in setting.trials.items() if seed in seeds},
+                   lost={seed: why for seed, why in setting.lost.items() if seed in seeds}) if seeds else None
+
+
+def _make_protocol(group: Group) -> Protocol:
     trials = _planned(group)
     settings = collect_settings(trials, group.metric)
     confirming = [s for s in settings if s.phase == "confirm"]
@@ -108,6 +148,8 @@ def make_protocol(group: Group) -> Protocol:
 
 def _planned(group: Group) -> list[Trial]:
     """Without tuning trials that an earlier version of the sweep left behind (a grid lists what it asks for)."""
+    if group.adaptive is not None:
+        return group.trials
     grids = [plan for plan in group.plans if plan.method == "grid" and plan.trial_ids]
     if not grids or len(grids) != len(group.plans):
         return group.trials

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.load.adaptive import AdaptivePlan, read_adaptive
 from finetune.errors import ConfigError
 from finetune.results import CorruptRecord, RecordStore, TrialRecord, frozen_rank
 
@@ -108,6 +109,7 @@ class SweepPlan:
     trial_ids: frozenset[str]
     seeds: tuple[int, ...]
     metric: str | None = None  # of validation, by which its search judged
+    adaptive: AdaptivePlan | None = None
 
 
 @dataclass
@@ -227,7 +229,8 @@ def read_plan(path: Path) -> SweepPlan | None:
         values = seeds.get("values", [seeds["value"]] if "value" in seeds else [])
         trial_ids = [trial_id for ids in content["trials"].values() for trial_id in ids]
         return SweepPlan(content["name"], content["spec"]["method"], frozenset(trial_ids),
-                         tuple(sorted(int(value) for value in values)), _searched_metric(content["spec"]))
+                         tuple(sorted(int(value) for value in values)), _searched_metric(content["spec"]),
+                         read_adaptive(content))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

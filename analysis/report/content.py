@@ -11,6 +11,8 @@ from analysis.findings.words import margin_text, points, signed
 from analysis.load.groups import TUNED_KNOBS
 
 DASH = "–"
+LOOKS = (" Each depth was looked at several times; its error is spent over the looks, and the bound is a repeated one, "
+         "valid whatever made the search stop.")
 
 
 class Cell(NamedTuple):
@@ -41,8 +43,9 @@ class Table(NamedTuple):
 
 
 def make_tables(summary: dict[str, Any], curves: Sequence[Curve]) -> list[Table]:
-    found = [curve_table(summary, curves), verdict_table(summary), comparison_table(summary), kept_table(summary),
-             cost_table(summary), pessimistic_table(summary), correlation_table(summary), settings_table(curves)]
+    found = [curve_table(summary, curves), verdict_table(summary), looks_table(summary), comparison_table(summary),
+             kept_table(summary), cost_table(summary), pessimistic_table(summary), correlation_table(summary),
+             settings_table(curves)]
     return [table.without_empty_columns() for table in found if table.rows]
 
 
@@ -123,9 +126,21 @@ def verdict_table(summary: dict[str, Any]) -> Table:
              Cell(e["reason"])] for e in summary["deepest_safe_freeze"]]
     note = ("The deepest depth that is shown to lose at most the margin. Depths are tested in the order of a "
             "bisection, each with a one-sided bound at 5% divided by the number of tests that may be made: all "
-            "together are wrong in at most 5%.")
+            "together are wrong in at most 5%." + (LOOKS if summary["adaptive"] else ""))
     columns = [*_curve_column(summary), "margin", "freeze", "tested (loses at most, points)", "why not deeper"]
     return Table("verdict", "Deepest safe freeze", note, columns, rows)
+
+
+def looks_table(summary: dict[str, Any]) -> Table:
+    """Every look of an adaptive sweep."""
+    rows = [[*_curve_cell(search), _depth(e["freeze_depth"]), Cell(str(e["seeds"]), e["seeds"]), _loss(e["estimate"]),
+             _loss(e["lower"]), _loss(e["bound"]), Cell(f"{100 * e['confidence']:.2f}%", e["confidence"]),
+             Cell("too deep" if e["state"] == "unsafe" else e["state"])]
+            for search in summary["adaptive"] for e in search["decisions"]]
+    return Table("looks", "What each look said", "In the order in which depths were looked at. “level” is the nominal "
+                 "one of the look; over all looks of a depth together the bounds hold at the level of its test.",
+                 [*_curve_column(summary), "frozen", "seeds", "loses (points)", "at least", "at most", "level",
+                  "decision"], rows)
 
 
 def _tests(entry: dict[str, Any]) -> Cell:

@@ -98,6 +98,8 @@ def check_metric(loaded: Loaded, metric: str | None) -> None:
 
 def own_margin(curves: Sequence[Curve]) -> float:
     """The margin that the sweep fixed before it ran."""
+    if curves[0].looks is not None:
+        return curves[0].looks.margin
     return float(curves[0].protocol.group.first.record.config.get("margin", 0.01))
 
 

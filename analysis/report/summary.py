@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from analysis.figures.plots_cost import COSTS, pareto
-from analysis.findings import answer, verdict
+from analysis.findings import answer, looks, verdict
 from analysis.findings.curves import Curve, Point, counted_at_baseline
 from analysis.statistics import power, stats
 from analysis.statistics.stats import VERDICT_SEEDS
@@ -32,6 +32,8 @@ def summarize(curves: Sequence[Curve], margins: Sequence[float], warnings: Seque
         "deepest_safe_freeze": [
             {**_curve(curve), **verdict.deepest_safe(curve, margin)._asdict()} for curve in curves for margin in margins
         ],
+        "adaptive": [{**_curve(curve), **found} for curve in curves
+                     if (found := looks.described(curve, margins[0])) is not None],
         "kept_gain": [{**_curve(curve), **verdict.kept(curve, share)._asdict()}
                       for curve in curves for share in verdict.KEPT_SHARES],
         **_same_or_list([_method(curve, margins[0]) for curve in curves]),
@@ -64,7 +66,8 @@ def _identity(curve: Curve) -> dict[str, Any]:
 
 def _method(curve: Curve, margin: float) -> dict[str, Any]:
     return {
-        "interval_method": METHODS[curve.population], "population": curve.population, "n_seeds": curve.n_seeds,
+        "interval_method": METHODS[curve.population] + (", repeated over looks" if curve.looks else ""),
+        "population": curve.population, "n_seeds": curve.n_seeds,
         "n_examples": curve.n_examples, "detectable_margin": detectable(curve),
         "confirmed": curve.protocol.confirmed,
         "verdict": verdict.blocked(curve, margin) is None, "verdict_seeds": VERDICT_SEEDS,

@@ -30,12 +30,15 @@ def level(count: int, alpha: float = 0.05) -> float:
     return alpha / max(tests_needed(count), 1)
 
 
-def bisect(count: int, is_safe: Callable[[int], bool]) -> list[Tested]:
-    """The tests that are made, in order. `is_safe(index)` is asked once for each index that is tested."""
+def bisect(count: int, is_safe: Callable[[int], bool | None]) -> list[Tested]:
+    """The tests that are made, in order. `is_safe(index)` is asked once for each index that is tested; None ends it."""
     low, high, path = -1, count, []
     while high - low > 1:
         middle = (low + high) // 2
-        path.append(Tested(middle, bool(is_safe(middle))))
+        safe = is_safe(middle)
+        if safe is None:
+            break
+        path.append(Tested(middle, bool(safe)))
         low, high = (middle, high) if path[-1].safe else (low, middle)
     return path
 

@@ -111,13 +111,13 @@ def half_width(parts: Parts, quantile: float, population: Population = "new_text
 
     quantile 0.975 makes the two-sided 95% interval, 0.95 the one-sided 95% bound. One seed: over rows alone.
     """
-    z = float(stats.norm.ppf(quantile))
+    z = float(special.ndtri(quantile))
     rows = parts.rows if population == "new_text" else 0.0
     if parts.n_seeds == 1:
         return z * math.sqrt(rows) if population == "new_text" else math.nan
     if parts.n_seeds < INTERVAL_SEEDS:
         return math.nan
-    t = float(stats.t.ppf(quantile, parts.degrees))
+    t = float(special.stdtrit(parts.degrees, quantile))
     return math.sqrt(t**2 * parts.seeds + z**2 * rows)
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from analysis import simulate
+from analysis.simulate import verdicts, worlds
 from analysis.statistics import bisection
 
 
@@ -31,8 +31,8 @@ def test_the_order_depends_on_the_results_alone():
     assert [test.index for test in bisection.bisect(7, lambda index: index < 3)] == [3, 1, 2]
 
 
-@pytest.mark.parametrize("shape", simulate.shapes(6)[1:], ids=lambda shape: shape.name)
+@pytest.mark.parametrize("shape", verdicts.shapes(6)[1:], ids=lambda shape: shape.name)
 def test_an_unsafe_depth_is_named_in_at_most_five_percent(shape):
     repeats = 150
-    wrong, _, _ = simulate.bisections(simulate.World(5, 0.008, rows=300), shape, repeats, np.random.default_rng(0))
+    wrong, _, _ = verdicts.bisections(worlds.World(5, 0.008, rows=300), shape, repeats, np.random.default_rng(0))
     assert wrong < 0.05 + 4 * math.sqrt(0.05 * 0.95 / repeats)

@@ -10,7 +10,8 @@ from sklearn import metrics as sklearn_metrics
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from analysis import simulate
+from analysis.simulate import coverage, verdicts, worlds
+from analysis.simulate.__main__ import TABLES
 from analysis.statistics import metrics, power, stats
 from analysis.statistics.stats import Parts
 from finetune.training.evaluation import compute_metrics
@@ -172,47 +173,47 @@ def test_what_would_show_is_seeds_where_seeds_suffice_and_rows_where_they_do_not
 @pytest.mark.parametrize("seed_sd", [0.001, 0.02])
 def test_coverage_and_width_of_a_difference(rng, seeds, seed_sd):
     repeats = 300
-    found = simulate.accuracy_coverage(simulate.World(seeds, seed_sd, rows=500), repeats, rng)
+    found = coverage.accuracy_coverage(worlds.World(seeds, seed_sd, rows=500), repeats, rng)
     error = math.sqrt(0.95 * 0.05 / repeats)
     assert 0.95 - 4 * error < found.split_t
     assert found.width_ratio < 1.2
 
 
 def test_a_t_interval_over_seeds_alone_does_not_cover_new_text(rng):
-    found = simulate.accuracy_coverage(simulate.World(10, 0.001, rows=500), 200, rng)
+    found = coverage.accuracy_coverage(worlds.World(10, 0.001, rows=500), 200, rng)
     assert found.others["t over seeds"] < 0.9 < found.split_t
 
 
 def test_coverage_of_macro_f1(rng):
-    found = simulate.f1_coverage(simulate.World(5, 0.02, rows=500), 100, rng, of="level")
+    found = coverage.f1_coverage(worlds.World(5, 0.02, rows=500), 100, rng, of="level")
     assert found.split_t > 0.95 - 4 * math.sqrt(0.95 * 0.05 / 100)
 
 
 @pytest.mark.parametrize("collapse", [0.0, 0.05])
 def test_verdicts_are_wrong_in_at_most_five_percent_and_have_power(rng, collapse):
     repeats = 200
-    found = simulate.verdicts(simulate.World(10, 0.008, collapse, rows=300), repeats, rng)
+    found = verdicts.verdicts(worlds.World(10, 0.008, collapse, rows=300), repeats, rng)
     assert found.wrong < 0.05 + 4 * math.sqrt(0.05 * 0.95 / repeats)
-    assert found.power > 0.8 * simulate.IDEAL_POWER - 0.1
+    assert found.power > 0.8 * verdicts.IDEAL_POWER - 0.1
 
 
 def test_the_simulated_levels_are_what_they_say(rng):
-    world = simulate.World(50, 0.04)
-    correct, labels = simulate.draw(world, [simulate.ACCURACY, 0.7], np.random.default_rng(1))
-    assert (labels == 0).mean() == pytest.approx(simulate.MAJORITY, abs=0.04)
-    assert correct.mean(axis=(1, 2)) == pytest.approx([simulate.ACCURACY, 0.7], abs=0.03)
+    world = worlds.World(50, 0.04)
+    correct, labels = worlds.draw(world, [worlds.ACCURACY, 0.7], np.random.default_rng(1))
+    assert (labels == 0).mean() == pytest.approx(worlds.MAJORITY, abs=0.04)
+    assert correct.mean(axis=(1, 2)) == pytest.approx([worlds.ACCURACY, 0.7], abs=0.03)
     assert correct.mean(axis=2).std(axis=1) == pytest.approx([0.04, 0.04], abs=0.02)
 
 
 def test_satterthwaites_interval_is_the_t_interval_without_rows(rng):
     values = rng.normal(size=7)
     low, high = distributions.t.interval(0.95, 6, 0, distributions.sem(values))
-    assert simulate.satterthwaite(np.tile(values[:, None], (1, 30))) == pytest.approx(high)
+    assert coverage.satterthwaite(np.tile(values[:, None], (1, 30))) == pytest.approx(high)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_full_tables_are_printed():
-    for table in simulate.TABLES.values():
+    for table in TABLES.values():
         title, header, _, *rows = table(40, np.random.default_rng(0))
         assert title.startswith("\n### ") and {row.count("|") for row in rows} == {header.count("|")}

@@ -1,0 +1,64 @@
+"""A depth's loss against full fine-tuning from the predictions of both, paired by seed and row.
+
+The same numbers as a report computes from records (`analysis.findings.curves`), for a sweep that decides as it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from analysis.statistics import metrics, stats
+from analysis.statistics.stats import Parts
+
+
+class Answers(NamedTuple):
+    """One seed's predictions of the test split."""
+
+    logits: np.ndarray  # (rows, outputs)
+    labels: np.ndarray
+    ids: np.ndarray  # (rows,) text
+
+    def in_order(self) -> Answers:
+        order = np.argsort(self.ids, kind="stable")
+        return Answers(*(np.asarray(part)[order] for part in self))
+
+
+def losses(full: Sequence[Answers], frozen: Sequence[Answers], *, metric: str, task: str,
+           higher_is_better: bool = True) -> Parts:
+    """full - frozen, positive where freezing loses whatever the metric's direction.
+
+    full[i] and frozen[i] are of one seed. A seed of which either model answers as that of an earlier seed does, bit for
+    bit, is a copy and left out. Raises ValueError where rows or the numbers of seeds differ.
+    """
+    if len(full) != len(frozen) or not full:
+        raise ValueError(f"full and frozen: {len(full)} and {len(frozen)} seeds; the same number, at least one")
+    first = full[0].in_order()
+    pairs = [(a.in_order(), b.in_order()) for a, b in zip(full, frozen, strict=True)]
+    if any(not np.array_equal(one.ids, first.ids) or not np.array_equal(one.labels, first.labels)
+           for pair in pairs for one in pair):
+        raise ValueError("full and frozen were tested on different rows")
+    kept = sorted(set(_originals([a for a, _ in pairs])) & set(_originals([b for _, b in pairs])))
+    return _parts([pairs[i] for i in kept], metric, task, 1 if higher_is_better else -1)
+
+
+def _originals(answers: Sequence[Answers]) -> list[int]:
+    """The places of those that are not the same as an earlier one."""
+    seen: dict[bytes, int] = {}
+    for place, one in enumerate(answers):
+        seen.setdefault(one.logits.tobytes(), place)
+    return list(seen.values())
+
+
+def _parts(pairs: Sequence[tuple[Answers, Answers]], metric: str, task: str, sign: int) -> Parts:
+    if metrics.is_mean_over_rows(metric):
+        rows = [[metrics.per_row(metric, task, one.logits, one.labels) for one in pair] for pair in pairs]
+        return stats.split_parts(np.stack([sign * a - sign * b for a, b in rows]))
+    labels = pairs[0][0].labels
+    drawn = metrics.row_weights(len(labels), np.random.default_rng(0))
+    weights = np.vstack([np.ones((1, len(labels)), np.float32), drawn])
+    found = [[metrics.weighted(metric, task, one.logits, one.labels, weights) for one in pair] for pair in pairs]
+    changes = np.stack([sign * a - sign * b for a, b in found])
+    return stats.replicate_parts(changes[:, 0], changes[:, 1:].mean(axis=0))
