@@ -108,7 +108,7 @@ class Ending(Observer):
         self.store, self.tracker = store, tracker
         self.record: TrialRecord | None = None
         self.started, self.resumed, self.epoch_ended = tracker.started, tracker.resumed, tracker.epoch_ended
-        self.interrupted = tracker.interrupted
+        self.interrupted, self.retried = tracker.interrupted, tracker.retried
 
     def finished(self, record: TrialRecord, predictions: Mapping[str, np.ndarray]) -> None:
         with without_sigterm():  # the work is done: a late stop must not lose it

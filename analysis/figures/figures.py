@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from analysis.figures import plots, plots_cost, plots_detail, plots_tuning, svg
+from analysis.figures import plots, plots_across, plots_cost, plots_detail, plots_tuning, svg
+from analysis.findings.across import Across
 from analysis.findings.curves import Curve, counted_at_baseline
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class Figure:
     """A figure, drawn when it is asked for: `name` is its file's name, `section` is where the page shows it."""
 
     name: str
-    section: str  # curve | cost | detail | tuning
+    section: str  # across | curve | cost | detail | tuning
     title: str
     caption: str
     drawing: Callable[[Any], None]  # axes (one, or several with ncols) -> what is drawn on them
@@ -48,10 +49,21 @@ class Figure:
         return figure
 
 
-def make_figures(curves: Sequence[Curve], margin: float, probes: Sequence[dict[str, Any]] = ()) -> list[Figure]:
-    return [*_main(curves, margin), *_sizes(curves), *_lost(curves, margin), *_differences(curves, margin),
-            *_costs(curves), *_equal_compute(curves), *_classes(curves), *_probe(curves, margin, probes),
-            *_learning(curves), *_heatmaps(curves), *_budgets(curves)]
+def make_figures(curves: Sequence[Curve], margin: float, probes: Sequence[dict[str, Any]] = (),
+                 general: Across | None = None) -> list[Figure]:
+    return [*_across(general), *_main(curves, margin), *_sizes(curves), *_lost(curves, margin),
+            *_differences(curves, margin), *_costs(curves), *_equal_compute(curves), *_classes(curves),
+            *_probe(curves, margin, probes), *_learning(curves), *_heatmaps(curves), *_budgets(curves)]
+
+
+def _across(general: Across | None) -> Iterator[Figure]:
+    if general is not None and any(level.share is not None for level in general.levels):
+        said = ("95% t-interval over them" if general.enough else "too few for anything general")
+        yield draw("across-tasks", "across", f"Over {len(general.tasks)} {general.kind}s",
+                   f"A thin line per {general.kind}; thick: their mean ({said}). Below: in how many the freeze is "
+                   f"shown safe by itself. Levels: {general.steps}.",
+                   lambda axes: plots_across.draw_across(general, axes), figsize=(WIDE, 5.4), nrows=2, sharex=True,
+                   gridspec_kw={"height_ratios": [3.4, 1]})
 
 
 def _main(curves: Sequence[Curve], margin: float) -> Iterator[Figure]:

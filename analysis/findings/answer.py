@@ -23,8 +23,9 @@ class Answer(NamedTuple):
     details: list[str]
 
 
-def answer(curves: Sequence[Curve], margin: float) -> Answer:
-    """The answer of one curve, or of several in one sentence with their details after it."""
+def answer(curves: Sequence[Curve], margin: float, *, brief: bool = False) -> Answer:
+    """The answer of one curve, or of several in one sentence with their details after it; `brief`: without each one's.
+    """
     found = [_one(curve, margin) for curve in curves]
     if len(curves) == 1:
         return found[0]
@@ -34,7 +35,8 @@ def answer(curves: Sequence[Curve], margin: float) -> Answer:
     for curve in curves:
         outcomes[_deepest(curve, margin)].append(curve.name)
     depths = "; ".join(f"{outcome} ({_which(names, curves)})" for outcome, names in outcomes.items())
-    details = [f"{curve.name}: {' '.join(a.details)}" for curve, a in zip(curves, found, strict=True) if a.details]
+    details = [] if brief else [f"{curve.name}: {' '.join(a.details)}"
+                                for curve, a in zip(curves, found, strict=True) if a.details]
     across = _across(curves)
     return Answer(f"Deepest safe freeze at a margin of {margin_text(margin)}{of}: {depths}.",
                   [across, *details] if across else details)

@@ -9,11 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis.findings import checks_tuning, looks, premises
+from analysis.findings.across import Across
 from analysis.findings.curves import Curve
 from analysis.findings.words import count, names, percent, seeds
 from analysis.load.groups import distinct
 from analysis.load.records import Loaded
 from analysis.statistics import stats
+from analysis.statistics.tasks import FEWEST_TASKS
 
 
 class Warning(NamedTuple):
@@ -43,6 +45,18 @@ def _located(text: str, names: Sequence[str], curves: int) -> str:
     if curves == 1:
         return text
     return f"{'all curves' if len(names) == curves else '; '.join(names)}: {text}"
+
+
+def across_warnings(general: Across | None) -> list[Warning]:
+    """What a reader must know before the answer over several tasks."""
+    if general is None:
+        return []
+    found = [] if general.enough else [Warning("few-tasks", (
+        f"{count(len(general.tasks), general.kind)} where {FEWEST_TASKS} are needed: nothing general follows"))]
+    found += [Warning("task-left-out", f"{curve} says nothing over {general.kind}s: {reason}")
+              for curve, reason in general.left_out.items()]
+    return found + [Warning("same-task", f"{', '.join(names)} are one {general.kind} ({task}) and count once, with "
+                                         "their mean") for task, names in general.averaged.items()]
 
 
 def no_reference(curve: Curve) -> Iterator[str]:

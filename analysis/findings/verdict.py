@@ -215,14 +215,14 @@ def kept(curve: Curve, share: float, confidence: float = CONFIDENCE) -> Kept:
     if reason is not None:
         return Kept(share, confidence, None, f"no verdict: {reason}", [])
     each = test_level(curve, confidence)
-    found = _bisected(_candidates(curve), each, lambda point: _kept_bound(curve, point, share, each),
+    found = _bisected(_candidates(curve), each, lambda point: kept_bound(curve, point, share, each),
                       lambda bound: bound >= 0)
     stopped = "no deeper freeze was tried" if found.obstacle is None else \
         f"{found.obstacle.arm.name} is not shown to keep {share:.0%}"
     return Kept(share, confidence, found.freeze_depth, stopped, [test._asdict() for test in found.tested])
 
 
-def _kept_bound(curve: Curve, point: Point, share: float, confidence: float) -> float:
+def kept_bound(curve: Curve, point: Point, share: float, confidence: float) -> float:
     """Lower bound of (m_k - base) - share·(m_0 - base), positive where the share is kept."""
     assert curve.reference is not None and curve.baseline_rows is not None
     floor = (1 - share) * curve.baseline_rows * curve.sign

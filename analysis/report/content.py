@@ -43,10 +43,47 @@ class Table(NamedTuple):
 
 
 def make_tables(summary: dict[str, Any], curves: Sequence[Curve]) -> list[Table]:
-    found = [curve_table(summary, curves), verdict_table(summary), looks_table(summary), comparison_table(summary),
-             kept_table(summary), cost_table(summary), pessimistic_table(summary), correlation_table(summary),
-             settings_table(curves)]
+    found = [*across_tables(summary), curve_table(summary, curves), verdict_table(summary), looks_table(summary),
+             comparison_table(summary), kept_table(summary), cost_table(summary), pessimistic_table(summary),
+             correlation_table(summary), settings_table(curves)]
     return [table.without_empty_columns() for table in found if table.rows]
+
+
+def across_tables(summary: dict[str, Any]) -> list[Table]:
+    """Over several tasks, and each of them."""
+    found = summary["across_tasks"]
+    if found is None:
+        return []
+    kind = found["task_is"]
+    unit = "points" if found["unit"] == "points" else "% of the gain"
+    rows = [[Cell(e["label"], e["share"]), Cell(_range(e["frozen"])), plain(len(e["losses"])),
+             *(_loss(e[k]) for k in ("mean", "low", "high", "at_most", "new_low", "new_high")),
+             _of(e["safe"], e["judged"]), _share(e["safe_low"]), _share(e["safe_high"])] for e in found["levels"]]
+    note = (f"Mean over {kind}s with its 95% t-interval and one-sided 95% bound; “another” is where another {kind}'s "
+            f"own loss would lie (95%); “safe in” counts the {kind}s that show it by themselves. "
+            f"Levels: {found['steps']}. "
+            + ("" if found["general"] else f"With fewer than five {kind}s nothing general follows."))
+    columns = ["frozen", "really frozen", f"{kind}s", f"loses ({unit})", "95% low", "95% high", "at most",
+               "another low", "another high", "safe in", "share low", "share high"]
+    each = [[Cell(task), *(_loss(e["losses"].get(task)) for e in found["levels"])] for task in found["tasks"]]
+    return [Table("across-tasks", f"Over {found['n_tasks']} {kind}s", note, columns, rows),
+            Table("each-task", f"Each {kind}", f"What it loses at each level ({unit}).",
+                  [kind, *(e["label"] for e in found["levels"])], each)]
+
+
+def _range(frozen: tuple[float, float] | None) -> str:
+    if frozen is None:
+        return DASH
+    low, high = (f"{share:.0%}" for share in frozen)
+    return low if low == high else f"{low} to {high}"
+
+
+def _of(count: int, total: int) -> Cell:
+    return Cell(f"{count} of {total}", count / total) if total else Cell(DASH)
+
+
+def _share(value: float | None) -> Cell:
+    return Cell(DASH) if value is None else Cell(f"{value:.0%}", value)
 
 
 def metric_of(summary: dict[str, Any]) -> str:

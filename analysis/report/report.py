@@ -12,6 +12,7 @@ from typing import Any
 from analysis.figures.figures import Figure, make_figures
 from analysis.figures.svg import standalone
 from analysis.findings import checks
+from analysis.findings.across import across
 from analysis.findings.curves import Curve, measure
 from analysis.load.groups import make_groups
 from analysis.load.protocol import make_protocol
@@ -61,8 +62,10 @@ def make_report(
     loaded = load_sources(sources)
     curves = make_curves(loaded, population=population, metric=metric, by=by)
     margins = list(margins or [own_margin(curves)])
-    summary = summarize(curves, margins, checks.all_warnings(loaded, curves, margins))
-    figures = make_figures(curves, margins[0], loaded.probes)
+    general = across(curves, margins[0])
+    warnings = checks.all_warnings(loaded, curves, margins) + checks.across_warnings(general)
+    summary = summarize(curves, margins, warnings, general)
+    figures = make_figures(curves, margins[0], loaded.probes, general)
     return Report(folder or default_folder(sources, curves), summary, curves, figures, loaded, margins)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from analysis.figures.plots_cost import COSTS, pareto
-from analysis.findings import answer, looks, verdict
+from analysis.findings import across_words, answer, looks, verdict
+from analysis.findings.across import Across
 from analysis.findings.curves import Curve, Point, counted_at_baseline
 from analysis.statistics import power, stats
 from analysis.statistics.stats import VERDICT_SEEDS
@@ -21,14 +22,16 @@ METHODS = {
 }
 
 
-def summarize(curves: Sequence[Curve], margins: Sequence[float], warnings: Sequence[Any]) -> dict[str, Any]:
+def summarize(curves: Sequence[Curve], margins: Sequence[float], warnings: Sequence[Any],
+              general: Across | None = None) -> dict[str, Any]:
     """The whole summary; what differs between curves is a list in their order, what does not is one value."""
-    found = answer.answer(curves, margins[0])
+    found = in_general(curves, margins[0], general)
     return finite({
         **_same_or_list([_identity(curve) for curve in curves]),
         "curves": [curve.name for curve in curves],
         "answer": " ".join([found.headline, *found.details]), "headline": found.headline, "details": found.details,
         "curve": [entry(curve, point) for curve in curves for point in curve.points],
+        "across_tasks": None if general is None else across_entry(general),
         "deepest_safe_freeze": [
             {**_curve(curve), **verdict.deepest_safe(curve, margin)._asdict()} for curve in curves for margin in margins
         ],
@@ -47,6 +50,31 @@ def summarize(curves: Sequence[Curve], margins: Sequence[float], warnings: Seque
         "cost": [{**_curve(curve), **total_cost(curve)} for curve in curves],
         "warnings": [warning._asdict() for warning in warnings],
     })
+
+
+def in_general(curves: Sequence[Curve], margin: float, general: Across | None) -> answer.Answer:
+    """The answer with what several tasks say together: first, where they are enough to say something in general."""
+    first = None if general is None else across_words.headline(general)
+    found = answer.answer(curves, margin, brief=first is not None)
+    if general is None:
+        return found
+    if first is None:
+        return answer.Answer(found.headline, [*across_words.details(general), *found.details])
+    return answer.Answer(first, [*across_words.details(general), found.headline, *found.details])
+
+
+def across_entry(general: Across) -> dict[str, Any]:
+    """Several tasks side by side; losses in `unit`: fractions of the metric, or of full fine-tuning's gain."""
+    return {
+        "task_is": general.kind, "unit": general.unit, "metric": general.metric, "n_tasks": len(general.tasks),
+        "general": general.enough,
+        "tasks": {task.name: [curve.name for curve in task.curves] for task in general.tasks},
+        "steps": general.steps, "allowed": general.allowed, "named": general.named,
+        "levels": [{**level._asdict(), "share": None if level.share is None else float(level.share)}
+                   for level in general.levels],
+        "tested": [test._asdict() for test in general.tested], "left_out": general.left_out,
+        "reference_in_doubt": general.in_doubt,
+    }
 
 
 def all_comparisons(curves: Sequence[Curve]) -> list[verdict.Comparison]:

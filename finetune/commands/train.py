@@ -70,7 +70,7 @@ def _many(token: str) -> list[tuple[str, Any]]:
 
 def _one(token: str, following: list[str]) -> tuple[str, str]:
     """One knob; a value that stands in the next token is taken from `following`. Raises ValueError."""
-    if token.startswith("+"):
+    if token.startswith(("+", "~")):
         raise ValueError(f"{token!r} is Hydra's syntax (${{args_append_hydra}}, ${{args_override_hydra}}), which is "
                          "not read here; write ${args} in the sweep's command")
     name, equals, value = token.removeprefix("--").partition("=")

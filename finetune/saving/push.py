@@ -36,13 +36,17 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
     Raises EnvironmentProblem, with the hub's reason, when it refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
     try:
         address = api.create_repo(repository, private=private, exist_ok=True)
+        if private and not api.repo_info(address.repo_id).private:  # one that was there already stays as it is
+            raise ConfigError([Problem("--private", repository, "this repository is there already, and public; choose "
+                                       "another name, or make it private first")])
         api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message="Model of stellar-finetuning")
-    except (HfHubHTTPError, OSError) as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the client or the network raises
         reason = getattr(error, "server_message", None) or str(error).strip().partition("\n")[0]
         raise EnvironmentProblem(f"{KNOB} {repository}: the hub refuses: {reason[:200]}") from error
     return str(address)

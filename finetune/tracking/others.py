@@ -54,6 +54,11 @@ class OtherTracker(Observer):
         if self._tracker is None:
             self._guarded("starting", lambda: self._open(resolved))
 
+    def retried(self) -> None:
+        """A new run: the first attempt's keeps its own rows."""
+        self.close()
+        self._logged = 0
+
     def resumed(self, history: Sequence[Mapping[str, Any]], step: int) -> None:
         for entry in history:
             self.epoch_ended(entry["epoch"], entry)

@@ -51,6 +51,7 @@ class Tracker(Observer):
         self._run_id: str | None = None
         self._opened = False
         self._logged = 0  # the last epoch that the run has
+        self._before = 0  # steps of an attempt that does not count
 
     # -- the observer ------------------------------------------------------------------------------------------------
 
@@ -74,8 +75,13 @@ class Tracker(Observer):
         if epoch > self._logged:
             self._logged = epoch
             # Committed at once: a row that waits for the next one comes late for hyperband, and after the summary.
-            self.client.guarded("logging", lambda run: run.log(row_of(entry), step=epoch, commit=True))
+            self.client.guarded("logging", lambda run: run.log(row_of(entry), step=self._before + epoch, commit=True))
         return "prune" if self.client.stop_wanted.is_set() else "continue"
+
+    def retried(self) -> None:
+        """The run goes on, since an agent has one for the trial. Its steps go up, and what reads it by epoch takes the
+        later row, which is the second attempt's."""
+        self._before, self._logged = self._before + self._logged, 0
 
     def resumed(self, history: Sequence[Mapping[str, Any]], step: int) -> None:
         """A run that was opened anew lacks the epochs before the checkpoint; one that goes on has them."""

@@ -19,6 +19,7 @@ def attempts(config: TrialConfig, observer: Observer, attempt: Callable[[TrialCo
     if not overflowed or not config.retry_in_float32 or config.mixed_precision == "no":
         return outcome
     observer.said(f"{first.error['message']}; once more in float32, as retry_in_float32 asks")
+    observer.retried()
     outcome = attempt(config.model_copy(update={"mixed_precision": "no"}), config.mixed_precision)
     outcome.record.retried = {"mixed_precision": config.mixed_precision, "error": first.error, "cost": first.cost}
     return outcome

@@ -23,6 +23,9 @@ class Observer:
         """After `started`: the trial goes on from a checkpoint at `step`. `history` are the epochs before it; an
         observer that was told of them before must not count them twice."""
 
+    def retried(self) -> None:
+        """Before `started` is called anew: what was told of this trial so far was an attempt that does not count."""
+
     def said(self, message: str) -> None:
         """A sentence for whoever watches: a checkpoint that was skipped, a version that has changed."""
 
@@ -55,6 +58,10 @@ class Observers(Observer):
     def resumed(self, history: Sequence[Mapping[str, Any]], step: int) -> None:
         for observer in self.observers:
             observer.resumed(history, step)
+
+    def retried(self) -> None:
+        for observer in self.observers:
+            observer.retried()
 
     def said(self, message: str) -> None:
         for observer in self.observers:

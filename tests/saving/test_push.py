@@ -24,7 +24,10 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         if self.path.startswith("/api/models/"):
-            return self.answer({"error": "Repository not found"}, 404)
+            name = self.path.removeprefix("/api/models/")
+            if name not in self.server.repositories:
+                return self.answer({"error": "Repository not found"}, 404)
+            return self.answer({"id": name, "private": self.server.repositories[name]["private"], "siblings": []})
         return self.answer({"name": "tester", "type": "user"})
 
     def do_HEAD(self):
@@ -40,6 +43,8 @@ class Hub(BaseHTTPRequestHandler):
             if asked.get("organization") == "others":
                 return self.answer({"error": "You don't have the rights to create a model under others"}, 403)
             name = f"{asked.get('organization') or 'tester'}/{asked['name']}"
+            if name in server.repositories:
+                return self.answer({"error": "You already created this model repo", "url": f"{self.root}/{name}"}, 409)
             server.repositories[name] = {
                 "private": asked.get("private") or asked.get("visibility") == "private", "files": {}}
             return self.answer({"url": f"{self.root}/{name}", "name": name})
@@ -114,6 +119,13 @@ def test_a_model_goes_to_the_hub_with_its_card(hub, kept, tmp_path):
     written = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
     assert repository["files"] == written and b"base_model:" in written["README.md"]
     assert "model.safetensors" in written
+
+
+def test_a_public_repository_does_not_get_what_shall_be_private(hub, kept, tmp_path):
+    hub.repositories["tester/public"] = {"private": False, "files": {}}
+    done = export(hub, tmp_path, kept, "--push_to_hub", "tester/public", "--private")
+    assert done.returncode == 2 and "there already, and public" in done.stderr, done.stderr
+    assert not hub.repositories["tester/public"]["files"]
 
 
 @pytest.mark.parametrize(("repository", "extra", "said"), [

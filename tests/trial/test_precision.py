@@ -52,7 +52,10 @@ def finite_in_float32_only(tiny_bert_dir, tmp_path):
 
 class Said(Observer):
     def __init__(self):
-        self.sentences, self.records = [], []
+        self.sentences, self.records, self.retries = [], [], 0
+
+    def retried(self):
+        self.retries += 1
 
     def said(self, message):
         self.sentences.append(message)
@@ -77,7 +80,7 @@ def test_asked_it_is_trained_once_more_in_float32(knobs, finite_in_float32_only)
     assert record.trial_id == resolve_trial(config).trial_id != plain.trial_id  # it stands for what was asked
     assert record.config["mixed_precision"] == "no" and record.retried["mixed_precision"] == "bf16"
     assert record.retried["error"]["kind"] == "non-finite"
-    assert said.records == [record] and any("once more in float32" in sentence for sentence in said.sentences)
+    assert said.records == [record] and said.retries == 1 and any("once more in float32" in sentence for sentence in said.sentences)
     published = RecordStore(config.output_dir).publish(record, outcome.predictions)
     assert published.retried == record.retried and not list((RecordStore(config.output_dir).root / "checkpoints")
                                                             .glob("*"))

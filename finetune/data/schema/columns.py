@@ -178,7 +178,8 @@ def _label_by_content(
         raise DataError(f"{table.source}: no column looks like a label; name it with label_column "
                         f"(the columns are {_there(table)}{'; empty: ' + ', '.join(empty[:10]) if empty else ''})")
     best = min(few, key=few.__getitem__)
-    reasons[best] = f"the fewest different values ({few[best]})"
+    index = table.columns.index(best)
+    reasons[best] = f"the fewest different values ({len({str(row[index]) for row in table.rows})})"
     notes += _doubt("label", best, [name for name in few if name != best and few[name] <= max(20, 2 * few[best])])
     return (best,)
 

@@ -192,9 +192,9 @@ def _parse_metric(body: Any, problems: list[Problem | str]) -> Metric | None:
     name = body.get("name")
     if not isinstance(name, str) or not name.removeprefix("validation/").strip():
         problems.append(Problem("metric.name", name, "allowed: validation/NAME, e.g. validation/accuracy"))
-    elif name.startswith("test/"):
+    elif name.startswith(("test/", "test_")):
         problems.append(Problem("metric.name", name, "a search that sees the test split invalidates it; use "
-                                f"validation/{name.removeprefix('test/')}"))
+                                f"validation/{_our_name(name[len('test/'):])}"))
     elif not name.startswith("validation/"):
         problems.append(Problem("metric.name", name, "allowed: validation/NAME; did you mean validation/"
                                 f"{_our_name(name)}?"))

@@ -1,0 +1,115 @@
+"""What several tasks say together, in sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from analysis.findings.across import KEPT, Across, Level, Test
+from analysis.findings.words import margin_text, points
+from analysis.statistics.tasks import FEWEST_TASKS
+
+
+def headline(found: Across) -> str | None:
+    """The general answer; None where there are too few tasks for one."""
+    if not found.enough:
+        return None
+    over = f"over {of_tasks(found, len(found.tasks))}"
+    if found.named is None:
+        return (f"On average {over}, no share of the layers is shown to lose at most "
+                f"{_allowed(found)}{_nearest(found)}.")
+    level = _level(found, found.named)
+    return (f"On average {over}, freezing {of_level(level)} loses {amount(found, level.mean)} against full "
+            f"fine-tuning, at most {number(found, max(level.at_most, 0.0))} (95% confidence, for "
+            f"{found.kind}s like these); {_safe_in(found, level)}.")
+
+
+def details(found: Across) -> list[str]:
+    """What to know besides, in one paragraph."""
+    told = _general(found) if found.enough else _too_few(found)
+    return [" ".join([*told, *_premises(found)])]
+
+
+def _general(found: Across) -> Iterator[str]:
+    if found.named is not None:
+        level = _level(found, found.named)
+        yield (f"Another such {found.kind} would by itself lose between {number(found, level.new_low)} and "
+               f"{number(found, level.new_high)} there (95%, if losses are normally distributed over {found.kind}s).")
+    if len(found.tested) > 1:
+        order = ", then ".join(_tested(found, test) for test in found.tested)
+        yield (f"Tested over {found.kind}s in the order of a bisection, each at "
+               f"{100 * found.tested[0].confidence:.1f}%, so that the whole has 95%: {order}.")
+
+
+def _tested(found: Across, test: Test) -> str:
+    bound = "no bound" if math.isnan(test.bound) else f"at most {number(found, test.bound)}"
+    return f"{test.label} ({bound}, {'shown' if test.safe else 'not shown'})"
+
+
+def _too_few(found: Across) -> Iterator[str]:
+    yield (f"{of_tasks(found, len(found.tasks))} where {FEWEST_TASKS} are needed: nothing general follows about other "
+           f"{found.kind}s.")
+    levels = [level for level in found.levels if level.share is not None]
+    if shown := levels[::-max(len(levels) // 3, 1)][:3][::-1]:
+        each = ", ".join(f"{number(found, level.mean)} ({of_level(level)})" for level in shown)
+        yield f"On average over just these, freezing loses {each}."
+
+
+def _premises(found: Across) -> Iterator[str]:
+    if found.unit == "gain":
+        yield ("The metrics differ, so that a loss is counted as a share of what full fine-tuning gains over the "
+               "baseline in each.")
+    if found.averaged:
+        yield (f"Counted once: {'; '.join(f'{task} ({_names(names)})' for task, names in found.averaged.items())}.")
+    for curve, reason in found.left_out.items():
+        yield f"Left out: {curve} ({reason})."
+    if found.in_doubt:
+        yield f"Full fine-tuning is in doubt as a reference in {', '.join(found.in_doubt)}."
+
+
+def _names(names: list[str]) -> str:
+    return f"the mean of {', '.join(names)}"
+
+
+def _nearest(found: Across) -> str:
+    level = next((level for level in found.levels if level.share is not None), None)
+    if level is None:
+        return ""
+    return (f": freezing {of_level(level)} loses {amount(found, level.mean)}, at most "
+            f"{number(found, level.at_most)} (95% confidence)")
+
+
+def _safe_in(found: Across, level: Level) -> str:
+    at = f"at a margin of {margin_text(found.margin)}" if found.unit == "points" else f"to keep {KEPT:.0%} of the gain"
+    if not level.judged:
+        return f"no single {found.kind} could be judged {at}"
+    rest = "" if level.judged == len(level.losses) else f" that could be judged, of {len(level.losses)}"
+    return f"by itself it is shown safe {at} in {level.safe} of {level.judged}{rest}"
+
+
+def _level(found: Across, label: str) -> Level:
+    return next(level for level in found.levels if level.label == label)
+
+
+def _allowed(found: Across) -> str:
+    return f"{margin_text(found.margin)} of {found.metric}" if found.unit == "points" else \
+        f"{1 - KEPT:.0%} of full fine-tuning's gain"
+
+
+def of_tasks(found: Across, count: int) -> str:
+    return f"{count} {found.kind}{'s' * (count != 1)}"
+
+
+def of_level(level: Level) -> str:
+    """'the embeddings only', 'up to 33% of the layers'."""
+    return f"the {level.label}" if level.share == 0 else level.label
+
+
+def number(found: Across, value: float) -> str:
+    """'0.4 points', '3.1% of the gain'."""
+    return f"{points(value)} points" if found.unit == "points" else f"{points(value)}% of the gain"
+
+
+def amount(found: Across, value: float) -> str:
+    """'0.4 points of accuracy', '3.1% of the gain over the baseline'."""
+    return f"{number(found, value)}{f' of {found.metric}' if found.unit == 'points' else ' over the baseline'}"
