@@ -68,9 +68,9 @@ def report_of(sources, margins=(MARGIN,)):
 SEEDS = {0: 10, 3: 7, 5: 5, 4: 10}
 
 
-@pytest.fixture
-def report(tmp_path, world):
-    return report_of([adaptive_sweep(tmp_path, world, SEEDS)])
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, world):
+    return report_of([adaptive_sweep(tmp_path_factory.mktemp("adaptive"), world, SEEDS)])
 
 
 def test_the_decisions_are_those_of_each_look_on_its_first_seeds(report):
