@@ -218,3 +218,11 @@ def test_the_kept_sweep_gives_the_same_answer_to_a_search(tmp_path):
     assert safe.freeze_depth == 3 == found.step.named and found.step.now is None
     assert {depth: (last.state, last.seeds) for depth, last in found.last.items()} == {
         3: ("safe", 10), 5: ("futile", 5), 4: ("futile", 5)}
+
+
+def test_the_setting_that_halving_prefers_stands_for_a_depth_that_an_earlier_sweep_confirmed_otherwise(tmp_path, world):
+    other = [make_trial(world, freeze_depth=3, learning_rate=1e-4, seed=s, skill=0.5, margin=MARGIN, phase="confirm")
+             for s in FRESH[:10]]
+    report = report_of([adaptive_sweep(tmp_path, world, {0: 7, 3: 7}, extra=other)])
+    entry = next(e for e in report.summary["curve"] if e["freeze_depth"] == 3)
+    assert entry["learning_rate"] == 5e-5 and len(entry["values"]) == 7
