@@ -121,12 +121,14 @@ def how(found: Searched) -> str:
     if not order:
         return ""
     looks = ", ".join(map(str, plan.looks))
-    return (f"Looked at in the order of a bisection: {order}. Each depth may err in {100 * alpha:.2g}%, spent over "
+    return (f"Looked at in the order of a bisection: {order}. Each depth may err in {100 * alpha:.3g}%, spent over "
             f"looks at {looks} seeds (power family, t^{sequential.SPENDING_POWER:g}), so that the verdict as a whole "
             f"has {100 * (1 - plan.alpha):g}%; bounds and intervals are repeated ones, valid whatever made it stop.")
 
 
 def _state(decision: Decision) -> str:
+    if math.isnan(decision.estimate):
+        return "without a result"
     return {"safe": "safe", "unsafe": "too deep", "futile": "given up", "undecided": "undecided"}[decision.state]
 
 

@@ -66,7 +66,7 @@ def _verdict(curve: Curve, margins: Sequence[float]) -> Iterator[str]:
     each = 100 * (1 - verdict.test_level(curve))
     yield (f"A depth counts as safe if the one-sided bound of its loss against full fine-tuning is below "
            f"{' or '.join(margin_text(margin) for margin in margins)}; depths were tested in the order of a bisection, "
-           f"each at {each:.2g}% (Bonferroni over the tests that may be made), so that the chance of a wrong “safe” is "
+           f"each at {each:.3g}% (Bonferroni over the tests that may be made), so that the chance of a wrong “safe” is "
            "at most 5%. Differences are otherwise reported with Holm's adjustment.")
     if curve.looks is not None:
         yield (f"Each depth was looked at after {', '.join(map(str, curve.looks.looks))} seeds until it was shown safe "

@@ -16,6 +16,7 @@ from typing import Any
 from analysis.load.adaptive import AdaptivePlan
 from analysis.load.groups import Group
 from analysis.load.records import Arm, Trial
+from analysis.statistics import sequential
 from finetune.training.evaluation import higher_is_better
 
 
@@ -108,6 +109,25 @@ def _at_looks(protocol: Protocol, plan: AdaptivePlan) -> Protocol:
                    waiting=sorted(begun, key=lambda arm: arm.order))
 
 
+def _as_searched(group: Group, options: list[Setting], tuning: Sequence[Setting]) -> list[Setting]:
+    """The confirming setting that the search's halving prefers, where an earlier sweep has confirmed others too."""
+    alive = {s.setting_id: s for s in tuning if s.arm == options[0].arm}
+    if len(options) < 2 or not alive:
+        return options
+    maximize = higher_is_better(group.selection)
+    for rung, _ in enumerate(seeds := sorted({seed for plan in group.plans for seed in plan.seeds})):
+        scores = {name: [_score(s, seed, group.selection) for seed in seeds[:rung + 1]] for name, s in alive.items()}
+        alive = {name: alive[name] for name in sequential.halving(scores, rung, maximize=maximize)}
+        if len(alive) < 2:
+            break
+    return [s for s in options if s.setting_id == next(iter(alive), None)] or options
+
+
+def _score(setting: Setting, seed: int, metric: str) -> float:
+    value = setting.trials[seed].metric("validation", metric) if seed in setting.trials else None
+    return math.nan if value is None else value
+
+
 def _untunable(protocol: Protocol) -> dict[Arm, str]:
     """Arms of which no tuning trial has a result, and why."""
     by_arm: dict[Arm, list[Setting]] = defaultdict(list)
@@ -132,6 +152,8 @@ def _make_protocol(group: Group) -> Protocol:
     by_arm: dict[Arm, list[Setting]] = defaultdict(list)
     for setting in reported:
         by_arm[setting.arm].append(setting)
+    if group.adaptive is not None and confirming:
+        by_arm = {arm: _as_searched(group, options, tuning) for arm, options in by_arm.items()}
     chosen = {arm: choose(options, group.selection) for arm, options in by_arm.items()}
     expected = expected_seeds(group, reported, [s for s in chosen.values() if s is not None])
     choices = [

@@ -46,6 +46,7 @@ State = Literal["safe", "unsafe", "futile", "undecided"]
 ALPHA = 0.05  # of the verdict as a whole
 MAX_SEEDS = 20
 FIRST_LOOK = stats.VERDICT_SEEDS
+USUAL_SEEDS, USUAL_REFERENCE_SEEDS = 7.5, 11  # of a tested depth and of full fine-tuning, in the simulated worlds
 SPENDING_POWER = 1.5
 HALVING = 3  # Hyperband's usual reduction (Li et al. 2018)
 FUTILE = 0.2  # a depth is given up when the chance that more seeds show it safe falls below this
@@ -274,17 +275,22 @@ def halving_trials(settings: int, seeds: int) -> int:
 
 
 class Plan(NamedTuple):
-    """Numbers of trials: what an adaptive sweep takes at least and at most, and what the grid with 10 confirming seeds
-    takes."""
+    """Numbers of trials: of an adaptive sweep at least, as a rule and at most; of the grid with 10 confirming seeds."""
 
     least: int
+    expected: int
     most: int
     grid: int
 
 
 def plan(candidates: int, settings: int, tuning_seeds: int, max_seeds: int = MAX_SEEDS, confirm: int = 10) -> Plan:
-    """Trials for `candidates` depths beside full fine-tuning, `settings` each; without what is trained ahead."""
+    """Trials for `candidates` depths beside full fine-tuning, `settings` each; without what is trained ahead.
+
+    expected: if the deepest safe depth may as well be any of them, with the simulation's usual numbers of seeds.
+    """
     tests, tuning = bisection.tests_needed(candidates), halving_trials(settings, tuning_seeds)
-    fewest = (candidates + 1).bit_length() - 1
-    return Plan((1 + fewest) * (tuning + FIRST_LOOK), (1 + tests) * (tuning + max_seeds),
-                (1 + candidates) * (settings * tuning_seeds + confirm))
+    paths = [len(bisection.bisect(candidates, lambda index, knee=knee: index < knee)) for knee in range(candidates + 1)]
+    usual = sum(paths) / len(paths)
+    expected = (1 + usual) * tuning + usual * min(USUAL_SEEDS, max_seeds) + min(USUAL_REFERENCE_SEEDS, max_seeds)
+    return Plan((1 + min(paths)) * tuning + (1 + min(paths)) * FIRST_LOOK, round(expected),
+                (1 + tests) * (tuning + max_seeds), (1 + candidates) * (settings * tuning_seeds + confirm))

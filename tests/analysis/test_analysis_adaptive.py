@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -12,7 +13,8 @@ from analysis.figures.plots import depth_curve, positions, tick_labels
 from analysis.findings import checks, looks, verdict
 from analysis.findings.answer import answer
 from analysis.load.records import load_sources
-from analysis.report.report import make_curves, write_report
+from analysis.report.page import render
+from analysis.report.report import make_curves
 from analysis.report.summary import summarize
 from analysis.statistics import sequential, stats
 
@@ -66,9 +68,9 @@ def report_of(sources, margins=(MARGIN,)):
 SEEDS = {0: 10, 3: 7, 5: 5, 4: 10}
 
 
-@pytest.fixture
-def report(tmp_path, world):
-    return report_of([adaptive_sweep(tmp_path, world, SEEDS)])
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, world):
+    return report_of([adaptive_sweep(tmp_path_factory.mktemp("adaptive"), world, SEEDS)])
 
 
 def test_the_decisions_are_those_of_each_look_on_its_first_seeds(report):
@@ -125,10 +127,11 @@ def test_the_words_say_that_looks_were_taken_and_how_the_level_was_kept(report):
     assert "It took 44 trials; the grid with 10 confirming seeds takes 112." in said
 
 
-def test_it_is_written_and_the_methods_name_the_design(tmp_path, world):
-    report = write_report([adaptive_sweep(tmp_path, world, SEEDS)])
-    page = (report.folder / "report.md").read_text()
-    assert "What each look said" in page and "Jennison & Turnbull 1989" in page and "5 to 10 fresh seeds" in page
+def test_the_page_shows_every_look_and_names_the_design(report):
+    pages = render(report.summary, report.curves, [], [MARGIN])
+    for page in (pages["report.md"], pages["report.html"]):
+        assert "What each look said" in page and "Turnbull 1989" in page and "5 to 10 fresh seeds" in page
+    assert "too deep" in pages["tables/looks.tex"]
 
 
 def test_a_search_that_was_killed_says_what_is_next(tmp_path, world):
@@ -200,3 +203,26 @@ def test_no_depth_is_shown(tmp_path, world):
     report = report_of([adaptive_sweep(tmp_path, world, {0: 5, 3: 5})])
     found = answer(report.curves, 0.0001)
     assert "No frozen depth" in found.headline or "No verdict" in found.headline
+
+
+def test_the_kept_sweep_gives_the_same_answer_to_a_search(tmp_path):
+    """Its ten confirming seeds are enough for every look that the search takes."""
+    kept = Path(__file__).parents[2] / "docs/results/rotten_tomatoes"
+    content = json.loads((kept / "sweep.json").read_text())
+    content["adaptive"] = {"candidates": CANDIDATES, "margin": 0.01, "alpha": 0.05, "max_seeds": 20,
+                           "seeds": list(FRESH), "decisions": [], "trained_ahead_unused": 0}
+    (tmp_path / "trials").symlink_to(kept / "trials")
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    curve, = make_curves(load_sources([str(tmp_path)]))
+    found, safe = looks.searched(curve, 0.01), verdict.deepest_safe(curve, 0.01)
+    assert safe.freeze_depth == 3 == found.step.named and found.step.now is None
+    assert {depth: (last.state, last.seeds) for depth, last in found.last.items()} == {
+        3: ("safe", 10), 5: ("futile", 5), 4: ("futile", 5)}
+
+
+def test_the_setting_that_halving_prefers_stands_for_a_depth_that_an_earlier_sweep_confirmed_otherwise(tmp_path, world):
+    other = [make_trial(world, freeze_depth=3, learning_rate=1e-4, seed=s, skill=0.5, margin=MARGIN, phase="confirm")
+             for s in FRESH[:10]]
+    report = report_of([adaptive_sweep(tmp_path, world, {0: 7, 3: 7}, extra=other)])
+    entry = next(e for e in report.summary["curve"] if e["freeze_depth"] == 3)
+    assert entry["learning_rate"] == 5e-5 and len(entry["values"]) == 7
