@@ -45,6 +45,7 @@ class Search:
         self.study = storage.patiently(self._open)
         self._study_key = storage.patiently(lambda: storage.optuna.get_study_id_from_name(name))
         self._known: dict[str, Candidate] = {}
+        self._filled = False  # once: what runs from then on is run here
         self._queue: deque[int] | None = None  # SQLite: the waiting trials, read once, since nobody else takes them
 
     def _open(self) -> optuna.Study:
@@ -67,8 +68,9 @@ class Search:
 
     def _fill(self, candidates: Sequence[Candidate], on_disk: Mapping[str, Outcome], retry_failed: bool) -> None:
         with self.storage.alone(self._lock_key):
-            if not self.storage.shared:
+            if not self.storage.shared and not self._filled:
                 self._return_orphans()
+            self._filled = True
             trials = [trial for trial in self._trials() if "trial_id" in trial.user_attrs]
             lost = [trial for trial in trials if self._is_lost(trial, on_disk)]
             present = {trial.user_attrs["trial_id"] for trial in trials
