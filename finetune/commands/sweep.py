@@ -145,7 +145,8 @@ def ending_content(ending: Ending, output_dir: Path) -> dict[str, Any]:
     return {"output_dir": str(output_dir), "exit_code": ending.exit_code,
             "phases": [board.summary() for board in ending.boards],
             "failures": [{"trial": label, "reason": reason} for label, reason in ending.failures],
-            "chosen": [vars(choice) for choice in ending.chosen]}
+            "chosen": [vars(choice) for choice in ending.chosen],
+            **({"adaptive": ending.adaptive} if ending.adaptive else {})}
 
 
 def closing(ending: Ending, output_dir: Path) -> str:
@@ -158,6 +159,8 @@ def closing(ending: Ending, output_dir: Path) -> str:
         label = label_of(choice.values, [name for name in ending.searched if name != "seed"])
         lines.append(f"  chosen for {choice.kind}: {label} (mean {choice.mean:.4f} over {len(choice.seeds)} seeds, "
                      f"best of {choice.rivals})")
+    if ending.adaptive and (unused := ending.adaptive["trained_ahead_unused"]):
+        lines.append(f"{unused} trials were trained ahead of a decision that then did not need them")
     if ending.failures:
         lines.append(f"{len(ending.failures)} failed:")
         lines += [f"  {label}: {reason}" for label, reason in ending.failures[:_SHOWN_FAILURES]]
