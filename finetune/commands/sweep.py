@@ -35,6 +35,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="check every point and say how many trials there are, which, and what they cost")
     parser.add_argument("--confirm", type=int, default=0, metavar="N",
                         help="after tuning, train each depth's chosen setting on N fresh seeds")
+    parser.add_argument("--adaptive", action="store_true",
+                        help="find the deepest freeze_depth that loses at most the margin without training every one: "
+                             "bisection, settings halved per seed, fresh seeds until a depth is decided")
+    parser.add_argument("--max_seeds", type=int, metavar="N",
+                        help="with --adaptive: fresh seeds per depth at most (default: 20, at least 5)")
+    parser.add_argument("--margin", type=float, metavar="FRACTION",
+                        help="with --adaptive: loss of the metric that is tolerated; default: the sweep's `margin`, "
+                             "0.01 for one point")
     parser.add_argument("--storage", metavar="URL",
                         help="postgresql://… shares one sweep among machines; default: OUTPUT_DIR/study.db")
     parser.add_argument("--search_seed", type=int, default=0, metavar="N",
@@ -82,6 +90,7 @@ def options_from(given: Mapping[str, Any], spec: SweepSpec, name: str, *, dashes
     before the names in a violation: "--" on a command line.
     """
     from finetune.prefix.budget import parse_size
+    from finetune.sweep.adaptive.prepare import problems_of
     from finetune.sweep.plan import SweepOptions
     from finetune.sweep.search.storage import check_url
 
@@ -98,9 +107,11 @@ def options_from(given: Mapping[str, Any], spec: SweepSpec, name: str, *, dashes
             budget = parse_size(given["prefix_budget"])
         except ConfigError as error:
             problems += error.problems
+    problems += problems_of(spec, given, dashes)
     if problems:
         raise ConfigError(problems)
-    as_they_are = ("search_seed", "retries", "trial_timeout", "confirm", "grace", "from_python")
+    as_they_are = ("search_seed", "retries", "trial_timeout", "confirm", "grace", "from_python", "adaptive", "margin",
+                   *(["max_seeds"] if given.get("max_seeds") is not None else []))
     return SweepOptions(output_dir=given["output_dir"] or _default_output_dir(spec, name), workers=workers,
                         storage=check_url(given["storage"]) if given["storage"] else None, prefix_budget=budget,
                         **{option: given[option] for option in as_they_are if option in given})
@@ -134,7 +145,8 @@ def ending_content(ending: Ending, output_dir: Path) -> dict[str, Any]:
     return {"output_dir": str(output_dir), "exit_code": ending.exit_code,
             "phases": [board.summary() for board in ending.boards],
             "failures": [{"trial": label, "reason": reason} for label, reason in ending.failures],
-            "chosen": [vars(choice) for choice in ending.chosen]}
+            "chosen": [vars(choice) for choice in ending.chosen],
+            **({"adaptive": ending.adaptive} if ending.adaptive else {})}
 
 
 def closing(ending: Ending, output_dir: Path) -> str:
@@ -147,6 +159,8 @@ def closing(ending: Ending, output_dir: Path) -> str:
         label = label_of(choice.values, [name for name in ending.searched if name != "seed"])
         lines.append(f"  chosen for {choice.kind}: {label} (mean {choice.mean:.4f} over {len(choice.seeds)} seeds, "
                      f"best of {choice.rivals})")
+    if ending.adaptive and (unused := ending.adaptive["trained_ahead_unused"]):
+        lines.append(f"{unused} trials were trained ahead of a decision that then did not need them")
     if ending.failures:
         lines.append(f"{len(ending.failures)} failed:")
         lines += [f"  {label}: {reason}" for label, reason in ending.failures[:_SHOWN_FAILURES]]

@@ -28,6 +28,7 @@ class SweepResult:
     failures: list[tuple[str, str]]
     chosen: list[dict[str, Any]] = field(repr=False)  # with `confirm`: each depth's setting, as tuning chose it
     text: str = field(repr=False)  # what the command prints at the end
+    adaptive: dict[str, Any] | None = field(default=None, repr=False)  # its decisions: that section of sweep.json
 
     @property
     def trials(self) -> pd.DataFrame:
@@ -48,12 +49,16 @@ class SweepResult:
 def run_sweep(sweep: str | PathLike[str] | Mapping[str, Any], *, set: Mapping[str, Any] | None = None,
               output_dir: str | PathLike[str] | None = None, name: str | None = None, workers: int | None = None,
               confirm: int = 0, search_seed: int = 0, retries: int = 2, trial_timeout: float | None = None,
-              storage: str | None = None, prefix_budget: str | None = None, progress: bool = True) -> SweepResult:
+              storage: str | None = None, prefix_budget: str | None = None, adaptive: bool = False,
+              max_seeds: int | None = None, margin: float | None = None, progress: bool = True) -> SweepResult:
     """Run all trials of a sweep that are not on disk yet: what `finetune sweep` does, with its options.
 
     `sweep` is a YAML file, the name of one that comes with the package, or a dict in W&B's form. `set` fixes a knob for
     the whole sweep, or replaces its values where the value is a list. Records lie in `output_dir`, by default
     runs/<the file's name, or the dict's `name`>. Workers are processes of their own, which import nothing of yours.
+
+    `adaptive=True` finds the deepest freeze_depth that loses at most `margin` (a fraction; default: the sweep's own)
+    without training every one, with at most `max_seeds` fresh seeds per depth (default: 20).
 
     Ctrl-C or the stop button: running trials write their checkpoints, KeyboardInterrupt is raised, nothing is lost, and
     the same call goes on there. Trials that failed are no exception: they are in `failures`.
@@ -75,7 +80,8 @@ def run_sweep(sweep: str | PathLike[str] | Mapping[str, Any], *, set: Mapping[st
     options = options_from({
         "output_dir": None if output_dir is None else Path(output_dir), "confirm": confirm, "retries": retries,
         "workers": "auto" if workers is None else workers, "search_seed": search_seed, "trial_timeout": trial_timeout,
-        "storage": storage, "prefix_budget": prefix_budget, "from_python": True}, spec, folder)
+        "storage": storage, "prefix_budget": prefix_budget, "adaptive": adaptive, "max_seeds": max_seeds,
+        "margin": margin, "from_python": True}, spec, folder)
     spec = spec.named(name)
     view = (BarView() if in_notebook() else open_view()) if progress else Quiet()
     with stop_button():
@@ -84,7 +90,7 @@ def run_sweep(sweep: str | PathLike[str] | Mapping[str, Any], *, set: Mapping[st
         finally:
             view.close()
     return SweepResult(options.output_dir, ending.failures, [vars(choice) for choice in ending.chosen],
-                       closing(ending, options.output_dir))
+                       closing(ending, options.output_dir), ending.adaptive)
 
 
 def _spec_of(sweep: str | PathLike[str] | Mapping[str, Any], overrides: dict[str, Any]) -> tuple[SweepSpec, str]:

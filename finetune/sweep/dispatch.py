@@ -67,7 +67,7 @@ class Dispatcher:
         try:
             while True:
                 self._assign()
-                if not self._in_hand() and self._nothing_left():
+                if self._done():
                     return
                 for event in self.team.events(TICK):
                     self._handle(event)
@@ -80,6 +80,9 @@ class Dispatcher:
         outcomes = {trial_id: outcome_of(record, self.plan.metric) for trial_id, record in self.finished.items()}
         self.search.fill(self.plan.candidates, on_disk={trial_id: outcome for trial_id, outcome in outcomes.items()
                                                         if outcome.value is not None}, retry_failed=retry_failed)
+
+    def _done(self) -> bool:
+        return not self._in_hand() and self._nothing_left()
 
     def _nothing_left(self) -> bool:
         """Nobody here works. With a shared study others may, and may die doing it."""
@@ -125,8 +128,7 @@ class Dispatcher:
             if not idle:
                 if len(self.team.workers) == self.team.count:
                     return
-                waiting = 0 if self._over() else self.search.waiting() + self._drawable()
-                self.team.grow(len(self._busy) + len(self._again) + waiting)
+                self.team.grow(len(self._busy) + len(self._again) + (0 if self._over() else self._wanted()))
                 return
             assignment = self._next()
             if assignment is None:
@@ -152,6 +154,10 @@ class Dispatcher:
 
     def _may_draw(self) -> bool:
         return self._drawable() > 0
+
+    def _wanted(self) -> int:
+        """How many trials further workers could take."""
+        return self.search.waiting() + self._drawable()
 
     def _drawable(self) -> int:
         """How many further points the search may ask for (a large number where there is no cap)."""
@@ -200,7 +206,12 @@ class Dispatcher:
     def _run(self, worker: Worker, assignment: Assignment) -> None:
         assignment.tries += 1
         self.board.pending[self.board.running[worker.index].kind] -= assignment.tries == 1
-        worker.send("run", (assignment.knobs, {"sweep": self.search.spec.name, "protocol": dict(self.protocol)}))
+        worker.send("run", (assignment.knobs, {"sweep": self.search.spec.name,
+                                         "protocol": self._protocol(assignment.knobs)}))
+
+    def _protocol(self, knobs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the sweep means a trial for, as its record says."""
+        return dict(self.protocol)
 
     # -- listening -------------------------------------------------------------------------------------------------
 
@@ -327,7 +338,8 @@ class Dispatcher:
 
     def _publish(self, assignment: Assignment, record: TrialRecord, predictions: Mapping[str, np.ndarray]) -> bool:
         """Record first, then study. False when another machine took the trial over meanwhile."""
-        record = record.model_copy(update={"sweep": self.search.spec.name, "protocol": dict(self.protocol)})
+        record = record.model_copy(update={"sweep": self.search.spec.name,
+                                           "protocol": self._protocol(assignment.knobs)})
 
         def operation() -> bool:
             with self.search.publishing(assignment.ticket) as ours:

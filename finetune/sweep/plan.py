@@ -16,7 +16,8 @@ from finetune.sweep.search.search import STARTUP_POINTS
 from finetune.sweep.search.trials import Candidate
 from finetune.sweep.spec.points import Point, first_of_each, grid_points, probe_points, random_points
 from finetune.sweep.spec.schema import SweepSpec
-from finetune.sweep.workers.team import Team
+from finetune.sweep.workers.pool import Worker
+from finetune.sweep.workers.team import Event, Team
 
 TICK = 0.5
 
@@ -32,6 +33,9 @@ class SweepOptions:
     retries: int = 2
     trial_timeout: float | None = None  # seconds
     confirm: int = 0  # fresh seeds per chosen setting
+    adaptive: bool = False  # the deepest safe depth instead of every depth
+    max_seeds: int = 20  # adaptive: fresh seeds of a depth at most
+    margin: float | None = None  # adaptive: the loss that is tolerated, as a fraction; None: the sweep's own
     grace: float = 60.0  # seconds of silence until another machine's trials are taken over
     stop_grace: float = 30.0  # seconds that a trial has for its checkpoint after Ctrl-C
     from_python: bool = False  # a call, not a command: a second Ctrl-C ends the workers, not the caller's process
@@ -200,24 +204,30 @@ def known_points(spec: SweepSpec, search_seed: int, fixed: Mapping[str, Any]) ->
 def resolve_points(points: Sequence[Point], team: Team) -> list[Description]:
     """Every point's ids and facts, in order. Raises ConfigError, DataError or EnvironmentProblem for the bad ones."""
     team.grow(1)
-    worker = team.workers[0]
     for other in team.workers[1:]:
         other.send("warm", points[0].config.model_dump())
+    return resolve_on(team.workers[0], points, team)
+
+
+def resolve_on(worker: Worker, points: Sequence[Point], team: Team) -> list[Description]:
+    """The same on a worker that is idle; what the others say meanwhile is heard afterwards."""
     worker.send("resolve", [(index, point.config.model_dump()) for index, point in enumerate(points)])
     descriptions: dict[int, Description] = {}
     refused: list[Mapping[str, Any]] = []
+    others: list[Event] = []
     while True:
         for event in team.events(TICK):
             if event.worker is not worker:
-                continue
-            if event.kind == "died":
+                others.append(event)
+            elif event.kind == "died":
                 raise EnvironmentProblem(f"the sweep's points cannot be checked: {event.content} (log: {worker.log})")
-            if event.kind == "resolved":
+            elif event.kind == "resolved":
                 descriptions[event.content[0]] = Description(event.content[1])
             elif event.kind == "refused":
                 refused.append(event.content[1])
                 _raise_environment(refused[-1], worker.log)
-            elif event.kind == "resolving_done":
+            elif event.kind == "resolving_done" and len(descriptions) + len(refused) == len(points):
+                team.put_back(others)
                 _raise_refused(refused)
                 return [descriptions[index] for index in range(len(points))]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import socket
 import sys
@@ -17,10 +15,13 @@ from typing import Any
 
 from finetune.config import TrialConfig
 from finetune.errors import ConfigError, DataError, EnvironmentProblem, Interrupted
-from finetune.files import FileLock, atomic_write
+from finetune.files import FileLock
 from finetune.prefix.budget import hint_for
 from finetune.results import RecordStore, TrialRecord
+from finetune.sweep.adaptive.prepare import prepared
+from finetune.sweep.adaptive.run import AdaptiveSweep
 from finetune.sweep.dispatch import Dispatcher, outcome_of
+from finetune.sweep.kept import STATUS_FILE, SWEEP_FILE, StatusFile, records_on_disk, write_sweep_file
 from finetune.sweep.plan import Plan, SweepOptions, fixed_knobs, known_points, make_plan, plan_confirmation
 from finetune.sweep.search.confirmation import Choice, Tuned, choose, confirmation_values, fresh_seeds
 from finetune.sweep.search.search import Search
@@ -32,21 +33,20 @@ from finetune.sweep.workers.pool import Machine
 from finetune.sweep.workers.team import Team
 
 LOCK_FILE = "sweep.lock"
-SWEEP_FILE = "sweep.json"
-STATUS_FILE = "status.json"
 PROBE_FILE = "probe.json"
 LOGS = "logs"
-_STATUS_EVERY = 2.0  # seconds
 
 
 @dataclass
 class Ending:
-    """How a sweep ended: one board per phase. `failures` are (label, reason)."""
+    """How a sweep ended: one board per phase. `failures` are (label, reason); `adaptive` is that section of sweep.json.
+    """
 
     boards: list[Board]
     failures: list[tuple[str, str]]
     chosen: list[Choice]
     searched: list[str]
+    adaptive: dict[str, Any] | None = None
 
     @property
     def exit_code(self) -> int:
@@ -59,6 +59,7 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, view: View) -> Ending:
     Raises ConfigError for a bad point, DataError, EnvironmentProblem (also: somebody holds the directory), Interrupted.
     """
     existed = options.output_dir.exists()
+    spec = prepared(spec, options) if options.adaptive else spec
     with (output_lock(options.output_dir), nothing_half_written(options.output_dir, existed),
           team_for(spec, options, view, options.output_dir / LOGS) as team):
         team.grow(team.count)  # all import torch while the study is opened and the first one resolves the points
@@ -69,11 +70,21 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, view: View) -> Ending:
             plan = make_plan(spec, options, team)
             for note in plan.notes():
                 view.say(note)
-            ending = Sweep(plan, options, team, storage, view).run()
+            ending = (_adaptive if options.adaptive else _in_phases)(plan, options, team, storage, view)
         finally:
             storage.close()
         probe_layers(plan, options, team, view)
     return ending
+
+
+def _in_phases(plan: Plan, options: SweepOptions, team: Team, storage: StudyStorage, view: View) -> Ending:
+    return Sweep(plan, options, team, storage, view).run()
+
+
+def _adaptive(plan: Plan, options: SweepOptions, team: Team, storage: StudyStorage, view: View) -> Ending:
+    sweep = AdaptiveSweep(plan, options, team, storage, view)
+    board, failures = sweep.run()
+    return Ending([board], failures, sweep.choices(), plan.searched, sweep.section)
 
 
 def probe_layers(plan: Plan, options: SweepOptions, team: Team, view: View) -> None:
@@ -105,13 +116,15 @@ class Sweep:
         self.failures: list[tuple[str, str]] = []
 
     def run(self) -> Ending:
-        write_sweep_file(self.plan, self.options)
+        trials = {"tune": [candidate.trial_id for candidate in self.plan.candidates]}
+        write_sweep_file(self.plan, self.options, trials)
         boards = [self._phase(self.plan, {"phase": "tune"})]
         choices: list[Choice] = []
         if self.options.confirm:
             choices = choose(self._tuned(), maximize=boards[0].maximize)
             plan, protocol = self._confirmation(choices)
-            write_sweep_file(self.plan, self.options, confirm=plan)
+            trials["confirm"] = [candidate.trial_id for candidate in plan.candidates]
+            write_sweep_file(self.plan, self.options, trials)
             boards.append(self._phase(plan, protocol))
         return Ending(boards, self.failures, choices, self.plan.searched)
 
@@ -164,16 +177,6 @@ class Sweep:
         return {TrialConfig.from_mapping(candidate.values).seed for candidate in self.plan.candidates}
 
 
-def records_on_disk(store: RecordStore, plan: Plan) -> dict[str, TrialRecord]:
-    """Intact results, by trial_id; damaged ones are set aside. A failed trial is no result: it is tried again."""
-    wanted = store.trial_ids() if plan.open_ended else [candidate.trial_id for candidate in plan.candidates]
-    records = {trial_id: store.load_complete(trial_id) for trial_id in wanted}
-    found = {trial_id: record for trial_id, record in records.items() if record and record.state != "failed"}
-    for trial_id in found:
-        store.forget_checkpoints(trial_id)  # a kill right after the record has left them
-    return found
-
-
 def _board(plan: Plan, search: Search, finished: dict[str, TrialRecord], workers: int, phase: str) -> Board:
     already = [candidate for candidate in plan.candidates if candidate.trial_id in finished]
     board = Board(plan.spec.name, plan.metric, maximize=search.maximize, phase=phase, total=plan.total,
@@ -185,32 +188,6 @@ def _board(plan: Plan, search: Search, finished: dict[str, TrialRecord], workers
     board.pending = Counter(plan.descriptions[candidate.trial_id].kind for candidate in plan.candidates
                             if candidate.trial_id not in finished)
     return board
-
-
-class StatusFile:
-    """A view that also keeps status.json fresh, for `finetune status`."""
-
-    def __init__(self, view: View, path: Path):
-        self._view, self._path = view, path
-        self.say, self.close = view.say, view.close
-        self._written = 0.0
-
-    def show(self, board: Board) -> None:
-        self._view.show(board)
-        if time.monotonic() - self._written >= _STATUS_EVERY:
-            self.write(board)
-
-    def write(self, board: Board, *, ended: bool = False) -> None:
-        """Not fsynced: it is news, not a result."""
-        self._written = time.monotonic()
-        content = {**board.summary(), "pid": os.getpid(), "host": socket.gethostname(), "updated": time.time(),
-                   "ended": ended}
-        temporary = self._path.with_name(f".{self._path.name}.tmp")
-        try:
-            temporary.write_text(json.dumps(content))
-            os.replace(temporary, self._path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -265,14 +242,3 @@ def planned_trials(spec: SweepSpec, options: SweepOptions) -> int:
     """An upper bound, known before anything is resolved."""
     points, _, open_ended = known_points(spec, options.search_seed, fixed_knobs(spec, options.output_dir))
     return (spec.run_cap or sys.maxsize) if open_ended else min(len(points), spec.run_cap or len(points))
-
-
-def write_sweep_file(plan: Plan, options: SweepOptions, confirm: Plan | None = None) -> None:
-    """What was asked for, as it is run: enough to run it again, and to tell its trials from older ones."""
-    trials = {"tune": [candidate.trial_id for candidate in plan.candidates]}
-    if confirm is not None:
-        trials["confirm"] = [candidate.trial_id for candidate in confirm.candidates]
-    content = {"schema": 1, "name": plan.spec.name, "spec": plan.spec.as_run, "search_seed": options.search_seed,
-               "study": plan.study_name, "searched": plan.searched, "confirm": options.confirm,
-               "open_ended": plan.open_ended, "trials": trials}
-    atomic_write(options.output_dir / SWEEP_FILE, json.dumps(content, indent=1, default=str) + "\n", "the sweep's plan")

@@ -4,6 +4,8 @@ It offers the same two functions. `dataset_name` carries what shall happen, as a
   seconds=0.05   per epoch       crash=2   the trial with this seed kills its process     hang=2   … sleeps for ever
   fail=2         … fails         nan=2     … fails as non-finite                          once=1   only the first time
   environment=1  its variables go to OUTPUT_DIR/environment.log        stubborn=1   SIGTERM is ignored
+  layers=12      of the backbone (4)        knee=5   depths beyond it are wrong more often on the test rows
+  test=400       test rows whose predictions are left: as right as the knee says, row by row, seed by seed
   child=1        a hanging trial has a child process of its own (OUTPUT_DIR/children.log)
 The accuracy of an epoch is a known function of the knobs. Every start is a line in OUTPUT_DIR/starts.log.
 """
@@ -38,9 +40,11 @@ class Resolved:
     effective: dict = field(default_factory=dict)
 
     def describe(self) -> dict:
+        behaviour = behaviour_of(self.config)
         return {"trial_id": self.trial_id, "setting_id": self.setting_id, "effective": self.effective,
-                "strategy": f"prefix:{self.config.freeze_depth}", "num_layers": LAYERS, "metric": "accuracy",
-                "metrics": ["accuracy", "loss"], "task": "classification",
+                "strategy": f"prefix:{self.config.freeze_depth}", "metric": "accuracy",
+                "num_layers": int(behaviour.get("layers", LAYERS)), "metrics": ["accuracy", "loss"],
+                "task": "classification",
                 "rows": {"train": 64, "validation": 20, "test": 20},
                 "parameters": {"total": 100, "trainable": 10}, "total_epochs": self.config.num_train_epochs,
                 "total_steps": 4 * self.config.num_train_epochs}
@@ -52,13 +56,18 @@ class Outcome:
     predictions: dict
 
 
+def behaviour_of(config: TrialConfig) -> dict[str, str]:
+    return dict(parse_qsl(config.dataset_name.partition("?")[2]))
+
+
 def resolve_trial(config: TrialConfig) -> Resolved:
+    layers = int(behaviour_of(config).get("layers", LAYERS))
     if config.dataset_name == "bad":
         raise DataError("the data set bad has no labels")
-    if (config.freeze_depth or 0) > LAYERS:
-        raise ConfigError([Problem("freeze_depth", config.freeze_depth, f"allowed: -1..{LAYERS}")])
+    if (config.freeze_depth or 0) > layers:
+        raise ConfigError([Problem("freeze_depth", config.freeze_depth, f"allowed: -1..{layers}")])
     effective = config.model_dump(exclude={"output_dir", "wandb_project", "wandb_entity"})
-    if config.freeze_depth == LAYERS:
+    if config.freeze_depth == layers:
         effective["learning_rate"] = None
     setting = {name: value for name, value in effective.items() if name != "seed"}
     return Resolved(config, digest_of(effective), digest_of(setting), effective)
@@ -73,7 +82,7 @@ def accuracy(config: TrialConfig, epoch: int) -> float:
 
 def run_trial(config: TrialConfig, *, observer: Observer) -> Outcome:
     resolved = resolve_trial(config)
-    behaviour = dict(parse_qsl(config.dataset_name.partition("?")[2]))
+    behaviour = behaviour_of(config)
     first = _note_start(config, resolved)
     if behaviour.get("environment"):
         names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
@@ -95,12 +104,29 @@ def run_trial(config: TrialConfig, *, observer: Observer) -> Outcome:
     best = max(history, key=lambda entry: entry["validation"]["accuracy"])
     record = TrialRecord(
         trial_id=resolved.trial_id, setting_id=resolved.setting_id, state="failed" if error else state, error=error,
-        config=config.model_dump(), effective=resolved.effective, num_layers=LAYERS, history=history,
-        best_epoch=best["epoch"], metrics={"validation": best["validation"]}, cost={"train_seconds": 0.1},
+        config=config.model_dump(), effective=resolved.effective, num_layers=int(behaviour.get("layers", LAYERS)),
+        history=history, best_epoch=best["epoch"], metrics={"validation": best["validation"]},
+        cost={"train_seconds": 0.1},
     )
     predictions = {"validation_logits": np.full((20, 2), config.seed, dtype=np.float32)}
+    if behaviour.get("test"):
+        predictions |= _tested(config, behaviour)
+        right = predictions["test_logits"].argmax(1) == predictions["test_labels"]
+        record.metrics["test"] = {"accuracy": float(right.mean())}
     observer.finished(record, predictions)
     return Outcome(record, predictions)
+
+
+def _tested(config: TrialConfig, behaviour: dict[str, str]) -> dict[str, np.ndarray]:
+    """Rows have a difficulty that all depths share; beyond the knee, five points more of them are wrong per layer."""
+    rows, depth = int(behaviour["test"]), config.freeze_depth or 0
+    beyond = max(0, depth - int(behaviour.get("knee", 1000)))
+    own = np.random.default_rng([config.seed, depth + 1]).normal(0, 0.02, rows)
+    difficulty = np.random.default_rng(0).uniform(0, 1, rows) + own + 0.05 * beyond
+    labels = np.arange(rows) % 2
+    guessed = np.where(difficulty < 0.8, labels, 1 - labels)
+    logits = np.eye(2, dtype=np.float32)[guessed] + np.float32(1e-3 * config.seed)
+    return {"test_logits": logits, "test_labels": labels, "test_ids": np.array([f"r{row:05}" for row in range(rows)])}
 
 
 def _note_start(config: TrialConfig, resolved: Resolved) -> bool:

@@ -45,6 +45,7 @@ class Search:
         self.study = storage.patiently(self._open)
         self._study_key = storage.patiently(lambda: storage.optuna.get_study_id_from_name(name))
         self._known: dict[str, Candidate] = {}
+        self._filled = False  # once: what runs from then on is run here
         self._queue: deque[int] | None = None  # SQLite: the waiting trials, read once, since nobody else takes them
 
     def _open(self) -> optuna.Study:
@@ -62,13 +63,14 @@ class Search:
         `on_disk`: what the records here say. A candidate with a record is added as done; what the study calls done
         by us without a record is queued again. `retry_failed`: also queue what failed for good in an earlier run.
         """
-        self._known = {candidate.trial_id: candidate for candidate in candidates}
+        self._known.update({candidate.trial_id: candidate for candidate in candidates})
         self.storage.patiently(lambda: self._fill(candidates, on_disk, retry_failed))
 
     def _fill(self, candidates: Sequence[Candidate], on_disk: Mapping[str, Outcome], retry_failed: bool) -> None:
         with self.storage.alone(self._lock_key):
-            if not self.storage.shared:
+            if not self.storage.shared and not self._filled:
                 self._return_orphans()
+            self._filled = True
             trials = [trial for trial in self._trials() if "trial_id" in trial.user_attrs]
             lost = [trial for trial in trials if self._is_lost(trial, on_disk)]
             present = {trial.user_attrs["trial_id"] for trial in trials
@@ -318,6 +320,13 @@ class Search:
             if trial_id and (trial_id not in best or rank.index(trial.state) <= rank.index(best[trial_id].state)):
                 best[trial_id] = trial
         return best
+
+    def keep(self, name: str, content: str) -> None:
+        """Text for every coordinator of the study."""
+        self.storage.patiently(lambda: self.storage.optuna.set_study_user_attr(self._study_key, name, content))
+
+    def kept(self, name: str) -> str | None:
+        return self.storage.patiently(lambda: self.storage.optuna.get_study_user_attrs(self._study_key)).get(name)
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states or None)

@@ -98,7 +98,7 @@ def counts_of(board: Board) -> str:
     left = board.seconds_left()
     if left is not None and board.ended < (board.total or 0):
         parts.append(f"about {duration(left)} left")
-    return " · ".join(parts)
+    return " · ".join([*parts, board.deciding] if board.deciding else parts)
 
 
 def progress_of(trial: Running) -> str:

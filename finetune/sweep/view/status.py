@@ -32,7 +32,7 @@ def state_of(output_dir: Path) -> dict[str, Any]:
     asked = [trial_id for phase in plan.get("trials", {}).values() for trial_id in phase]
     states: Counter[str] = Counter()
     failures = []
-    for trial_id in ids if plan.get("open_ended") or not asked else [i for i in asked if i in set(ids)]:
+    for trial_id in ids if plan.get("open_ended") or plan.get("adaptive") or not asked else [i for i in asked if i in set(ids)]:
         try:
             record = store.load(trial_id)
         except CorruptRecord as error:
@@ -45,7 +45,8 @@ def state_of(output_dir: Path) -> dict[str, Any]:
                 failures.append({"trial": _label(record.config, plan), "reason": _reason(record.error)})
     return {
         "output_dir": str(output_dir), "name": plan.get("name"), "running": _is_running(live), "live": live,
-        "total": None if plan.get("open_ended") else len(asked) or None, "states": dict(states), "failures": failures,
+        "adaptive": plan.get("adaptive"),
+        "total": None if plan.get("open_ended") or plan.get("adaptive") else len(asked) or None, "states": dict(states), "failures": failures,
     }
 
 
@@ -58,9 +59,11 @@ def text_of(state: dict[str, Any]) -> str:
     live = state["live"] or {}
     if live.get("best"):
         lines.append(f"best {live['metric']} {live['best']['value']:.4f} ({live['best']['trial']})")
+    if state.get("adaptive"):
+        lines += _adaptive(state["adaptive"])
     if state["running"]:
-        lines.append(f"running in process {live['pid']} on {live['host']}, phase {live['phase']}, about "
-                     f"{duration(live['seconds_left'])} left")
+        left = f", about {duration(live['seconds_left'])} left" if live["seconds_left"] is not None else ""
+        lines.append(f"running in process {live['pid']} on {live['host']}, phase {live['phase']}{left}")
         lines += [f"  worker {trial['worker']}: {trial['label']}, epoch {trial['epoch']}/{trial['epochs'] or '?'}"
                   + (f", loss {trial['loss']:.4f}" if trial["loss"] is not None else "") for trial in live["running"]]
     else:
@@ -68,6 +71,16 @@ def text_of(state: dict[str, Any]) -> str:
     lines += [f"  failed: {failure['trial']}: {failure['reason']}" for failure in state["failures"][:_SHOWN_FAILURES]]
     more = len(state["failures"]) - _SHOWN_FAILURES
     return "\n".join([*lines, f"  … and {more} more"] if more > 0 else lines)
+
+
+def _adaptive(section: dict[str, Any]) -> list[str]:
+    """Where every visited depth stands, and what is being decided or was found."""
+    from finetune.sweep.adaptive.words import sentences
+
+    known = [f"  {text}" for text in sentences(section)]
+    if section["done"]:
+        return [*known, section["says"]]
+    return [*known, *([] if known and known[-1] == f"  {section['says']}" else [f"  {section['says']}"])]
 
 
 def _read(path: Path) -> dict[str, Any] | None:

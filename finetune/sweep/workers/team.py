@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -37,6 +37,7 @@ class Team:
         self.workers: list[Worker] = []
         self._killed_early = 0
         self._told: dict[str, Any] = {}
+        self._put_back: list[Event] = []
         self._signals = Signals()
 
     def grow(self, wanted: int) -> None:
@@ -59,10 +60,17 @@ class Team:
 
     def events(self, timeout: float) -> list[Event]:
         """What happened, waiting at most `timeout` seconds. Raises Interrupted after a SIGINT or SIGTERM."""
+        if self._put_back:
+            kept, self._put_back = self._put_back, []
+            return kept
         by_connection = {worker.connection: worker for worker in self.workers}
         ready = wait([*by_connection, self._signals.socket], timeout)
         self._signals.check()
         return [self._receive(by_connection[source]) for source in ready if source is not self._signals.socket]
+
+    def put_back(self, events: Iterable[Event]) -> None:
+        """`events` gives them again: somebody who waited for other news has met them."""
+        self._put_back += events
 
     def _receive(self, worker: Worker) -> Event:
         try:

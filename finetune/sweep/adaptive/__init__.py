@@ -1,0 +1,1 @@
+"""`finetune sweep --adaptive`: the deepest safe depth without the whole grid."""
