@@ -79,7 +79,8 @@ def by_order(originals: np.ndarray, swapped: np.ndarray) -> Question:
     return Question(np.concatenate([originals, swapped]), np.repeat([0, 1], len(pairs)), np.tile(pairs, 2))
 
 
-def swap_neighbours(texts: Sequence[tuple[str, ...]], rng: np.random.Generator) -> Iterator[tuple[int, tuple[str, ...]]]:
+def swap_neighbours(texts: Sequence[tuple[str, ...]], rng: np.random.Generator
+                    ) -> Iterator[tuple[int, tuple[str, ...]]]:
     """(index, the text with two neighbouring words changed round), for every text that has two that may be.
 
     Both are lower-case words without a mark or digit, and differ, so that no capital or comma gives the change away.
