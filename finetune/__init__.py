@@ -14,6 +14,7 @@ _HOME = {
     "run_sweep": "interface.sweeps", "SweepResult": "interface.sweeps",
     "make_report": "interface.reports", "Report": "interface.reports",
     "load_data": "interface.looking", "Data": "interface.looking", "inspect_model": "interface.looking",
+    "probe_layers": "interface.probing", "LayerProbes": "interface.probing",
     "TrialRecord": "results", "FinetuneError": "errors", "ConfigError": "errors", "DataError": "errors",
     "EnvironmentProblem": "errors", "TrialFailed": "errors",
 }

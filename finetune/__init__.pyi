@@ -7,6 +7,8 @@ from finetune.errors import TrialFailed as TrialFailed
 from finetune.interface.looking import Data as Data
 from finetune.interface.looking import inspect_model as inspect_model
 from finetune.interface.looking import load_data as load_data
+from finetune.interface.probing import LayerProbes as LayerProbes
+from finetune.interface.probing import probe_layers as probe_layers
 from finetune.interface.reports import Report as Report
 from finetune.interface.reports import make_report as make_report
 from finetune.interface.sweeps import SweepResult as SweepResult

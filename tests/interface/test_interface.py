@@ -21,7 +21,7 @@ from finetune.interface.given import plain_value
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "docs" / "results" / "rotten_tomatoes"
 MODULES = ("finetune", "finetune.interface.trials", "finetune.interface.sweeps", "finetune.interface.reports",
-           "finetune.interface.looking")
+           "finetune.interface.looking", "finetune.interface.probing")
 
 
 def python(*code: str, **options):

@@ -1,0 +1,62 @@
+"""examples/: the notebook runs from top to bottom, the script runs; what they show is what they find."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "examples" / "tutorial.ipynb"
+
+
+def executed(folder: Path, **environment: str) -> dict[str, str]:
+    """{cell id: its text output} of the notebook, run in `folder`. Raises for a cell that fails."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": folder}})
+    with client.setup_kernel(env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment}):
+        client.execute()
+    return {cell["id"]: "".join(output.get("text", "") or output.get("data", {}).get("text/plain", "")
+                                for output in cell.outputs) for cell in notebook.cells if cell.cell_type == "code"}
+
+
+def check(told: dict[str, str]) -> None:
+    said = "\n".join(told.values())
+    assert "layer 3: frozen\nlayer 4: trains" in said and "that a gradient reaches: 4" in said
+    assert "0 failed" in said and "of 6 layers" in said and "P(positive)" in said
+
+
+@pytest.mark.timeout(900)  # against a hang only
+def test_the_notebook_runs_with_fewer_rows(tmp_path):
+    check(executed(tmp_path, TUTORIAL_QUICK="1"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_notebook_runs_as_a_student_runs_it(tmp_path):
+    check(executed(tmp_path))
+
+
+def test_the_notebook_is_small_and_kept_without_errors():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    kinds = {output.output_type for cell in notebook.cells for output in cell.get("outputs", [])}
+    assert "error" not in kinds and NOTEBOOK.stat().st_size < 300_000
+    steps = [cell.source for cell in notebook.cells if cell.source.startswith("## ")]
+    assert len(steps) == 12
+    text = "\n".join(cell.source for cell in notebook.cells)
+    assert text.count("**Question to try.**") == 11 and text.count("**What can go wrong.**") == 10
+
+
+def test_the_script_runs(tmp_path):
+    script = ROOT / "examples" / "depths.py"
+    assert len(script.read_text(encoding="utf-8").splitlines()) <= 30
+    done = subprocess.run([sys.executable, str(script), "24"], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy" in done.stdout and (tmp_path / "depths.png").stat().st_size > 1000
