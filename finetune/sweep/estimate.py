@@ -16,9 +16,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from analysis.statistics import sequential
 from finetune.config import TrialConfig
 from finetune.errors import EnvironmentProblem
 from finetune.results import RecordStore
+from finetune.sweep.adaptive.prepare import prepared
+from finetune.sweep.adaptive.space import space_of
 from finetune.sweep.plan import TICK, Plan, SweepOptions, make_plan
 from finetune.sweep.runner import planned_trials, team_for
 from finetune.sweep.search.trials import Candidate
@@ -79,6 +82,7 @@ class Forecast:
     disk_bytes: int
     detectable: str
     notes: list[str]
+    adaptive: dict[str, int] | None = None  # numbers of trials: least, expected, most, and the grid's
 
     def text(self, *, as_json: bool = False) -> str:
         if as_json:
@@ -86,7 +90,10 @@ class Forecast:
         count = "trials without an end" if self.trials is None else f"{self.trials} trials"
         done = f", {self.done} of them done" if self.done else ""
         confirm = f", then {self.confirm_trials} to confirm" if self.confirm_trials else ""
-        lines = [f"{self.name}: {count}{done}{confirm}", *(f"  {label}" for label in self.labels[:SHOWN])]
+        head = f"{self.name}: {count}{done}{confirm}" if self.adaptive is None else (
+            "{name}: adaptive, about {expected} trials, {least} to {most}; the grid with 10 confirming seeds takes "
+            "{grid}{done}".format(name=self.name, done=done, **self.adaptive))
+        lines = [head, *(f"  {label}" for label in self.labels[:SHOWN])]
         if len(self.labels) > SHOWN:
             lines.append(f"  … and {len(self.labels) - SHOWN} more (--json lists all)")
         lines += [f"note: {note}" for note in self.notes]
@@ -102,6 +109,7 @@ class Forecast:
 
 def dry_run(spec: SweepSpec, options: SweepOptions, view: View) -> Forecast:
     """Check and price the sweep. Writes nothing into the output directory. Raises what `run_sweep` would raise."""
+    spec = prepared(spec, options) if options.adaptive else spec
     with _scratch() as scratch:
         aside = replace(options, output_dir=scratch)
         with team_for(spec, aside, view, scratch / "logs") as team:  # one worker starts, with a sweep worker's threads
@@ -210,12 +218,24 @@ def _forecast(plan: Plan, options: SweepOptions, probes: Mapping[tuple, Probe]) 
         share = options.confirm * settings / len(plan.candidates)
         more, more_disk = _price(plan, plan.candidates, probes)
         seconds, disk = seconds + share * more, disk + share * more_disk
+    adaptive = _adaptive(plan, options) if options.adaptive else None
+    if adaptive is not None:  # as a rule, of trials that cost what the grid's do on average, whatever is done already
+        whole, whole_disk = _price(plan, plan.candidates, probes)
+        total, share = adaptive["expected"], adaptive["expected"] / len(plan.candidates)
+        seconds, disk = share * whole, share * whole_disk
     return Forecast(
         name=plan.spec.name, points=plan.points, trials=total, done=len(done),
         confirm_trials=options.confirm * settings, labels=_labels(plan), workers=workers,
         seconds=seconds / workers if probes else None, disk_bytes=int(disk),
-        detectable=_power(options.confirm or len(seeds), rows["test"], plan), notes=plan.notes(),
+        detectable=_power(options.max_seeds if options.adaptive else options.confirm or len(seeds), rows["test"], plan),
+        notes=plan.notes(), adaptive=adaptive,
     )
+
+
+def _adaptive(plan: Plan, options: SweepOptions) -> dict[str, int]:
+    """Without what is trained ahead."""
+    space = space_of(plan, options.max_seeds)
+    return sequential.plan(len(space.candidates), space.settings, len(space.tuning_seeds), space.max_seeds)._asdict()
 
 
 def _is_done(store: RecordStore, trial_id: str) -> bool:

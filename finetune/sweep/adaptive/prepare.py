@@ -20,13 +20,13 @@ def problems_of(spec: SweepSpec, given: Mapping[str, Any], dashes: str = "") -> 
         return [Problem(f"{dashes}{name}", value, f"acts on nothing without {dashes}adaptive")
                 for name, value in (("max_seeds", seeds), ("margin", margin)) if value is not None]
     if seeds is not None and (not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < sequential.FIRST_LOOK):
-        problems.append(Problem(f"{dashes}max_seeds", seeds, f"allowed: an integer >= {sequential.FIRST_LOOK}, which a "
-                                "verdict needs"))
+        problems.append(Problem(f"{dashes}max_seeds", seeds, f"allowed: an integer >= {sequential.FIRST_LOOK}, "
+                                "which a verdict needs"))
     if margin is not None and not (isinstance(margin, int | float) and 0 < margin < 1):
         problems.append(Problem(f"{dashes}margin", margin, "allowed: a fraction above 0 and below 1, e.g. 0.01"))
     if given.get("confirm"):
-        problems.append(Problem(f"{dashes}confirm", given["confirm"], f"not with {dashes}adaptive, which confirms on as "
-                                f"many fresh seeds as a depth needs; {dashes}max_seeds bounds them"))
+        problems.append(Problem(f"{dashes}confirm", given["confirm"], f"not with {dashes}adaptive, which confirms on "
+                                f"as many fresh seeds as a depth needs; {dashes}max_seeds bounds them"))
     return problems + _of_the_file(spec, dashes)
 
 
@@ -34,8 +34,8 @@ def _of_the_file(spec: SweepSpec, dashes: str) -> list[Problem | str]:
     by_name = {parameter.name: parameter for parameter in spec.parameters}
     problems: list[Problem | str] = []
     if spec.method != "grid":
-        return [Problem("method", spec.method, f"allowed with {dashes}adaptive: grid, whose freeze_depth values are the "
-                                               "candidates")]
+        return [Problem("method", spec.method, f"allowed with {dashes}adaptive: grid, whose freeze_depth values are "
+                                               "the candidates")]
     reasons = {"early_terminate": (spec.early_terminate, "settings are dropped by successive halving over seeds"),
                "run_cap": (spec.run_cap, "the sweep ends when the depth is known"),
                "metric.target": (spec.metric and spec.metric.target, "the sweep ends when the depth is known")}
