@@ -14,7 +14,7 @@ import numpy as np
 from analysis.load.adaptive import AdaptivePlan
 from analysis.load.protocol import Choice, Protocol, baseline_value
 from analysis.load.records import Arm, Trial
-from analysis.statistics import metrics, sequential, stats
+from analysis.statistics import influence, sequential, stats
 from analysis.statistics.stats import Interval, Parts, Population
 from finetune.results import PREDICTIONS_FILE
 from finetune.training.evaluation import higher_is_better
@@ -25,30 +25,25 @@ TOLERANCE = 1e-6  # between a recorded metric and the same metric of the recorde
 
 @dataclass(frozen=True)
 class Measured:
-    """One setting's test results by seed. Either `rows` or `replicates` says how they vary with the rows."""
+    """One setting's test results by seed; `rows` says how they vary with the rows, where predictions are there."""
 
     seeds: tuple[int, ...]
     values: np.ndarray  # (seeds,)
-    rows: np.ndarray | None = None  # (seeds, rows): scores whose mean is the metric
-    replicates: np.ndarray | None = None  # (seeds, draws): the metric on bootstrapped rows
+    rows: np.ndarray | None = None  # (seeds, rows): scores whose mean is the metric (`statistics.influence`)
 
     def pick(self, seeds: Sequence[int]) -> Measured:
         at = [self.seeds.index(seed) for seed in seeds]
-        return Measured(tuple(seeds), self.values[at], None if self.rows is None else self.rows[at],
-                        None if self.replicates is None else self.replicates[at])
+        return Measured(tuple(seeds), self.values[at], None if self.rows is None else self.rows[at])
 
     def parts(self) -> Parts:
         if self.rows is not None:
             return stats.split_parts(self.rows)
-        draws = np.zeros(2) if self.replicates is None else self.replicates.mean(axis=0)
-        return stats.replicate_parts(self.values, draws)
+        return stats.seed_parts(self.values)
 
     def times(self, factor: float, shift: float | np.ndarray = 0.0) -> Measured:
         """factor · metric + shift, where shift is a number or one number per row."""
         rows = None if self.rows is None else factor * self.rows + shift
-        mean_shift = float(np.mean(shift))
-        replicates = None if self.replicates is None else factor * self.replicates + mean_shift
-        return Measured(self.seeds, factor * self.values + mean_shift, rows, replicates)
+        return Measured(self.seeds, factor * self.values + float(np.mean(shift)), rows)
 
 
 def difference(a: Measured, b: Measured) -> tuple[Parts, bool] | None:
@@ -63,7 +58,7 @@ def difference(a: Measured, b: Measured) -> tuple[Parts, bool] | None:
     if common:
         return difference(a.pick(common), b.pick(common))
     if len(a.seeds) == len(b.seeds) == 1:
-        return _minus(a, Measured(a.seeds, b.values, b.rows, b.replicates)).parts(), False
+        return _minus(a, Measured(a.seeds, b.values, b.rows)).parts(), False
     if len(a.seeds) < 2 or len(b.seeds) < 2:
         return None
     return _independent(a, b), False
@@ -71,18 +66,14 @@ def difference(a: Measured, b: Measured) -> tuple[Parts, bool] | None:
 
 def _minus(a: Measured, b: Measured) -> Measured:
     rows = None if a.rows is None or b.rows is None else a.rows - b.rows
-    replicates = None if a.replicates is None or b.replicates is None else a.replicates - b.replicates
-    return Measured(a.seeds, a.values - b.values, rows, replicates)
+    return Measured(a.seeds, a.values - b.values, rows)
 
 
 def _independent(a: Measured, b: Measured) -> Parts:
     if a.rows is not None and b.rows is not None:
         return stats.unpaired_parts(a.rows, b.rows)
-    of_a, of_b = stats.replicate_parts(a.values, np.zeros(2)), stats.replicate_parts(b.values, np.zeros(2))
-    rows = 0.0
-    if a.replicates is not None and b.replicates is not None:
-        rows = float((a.replicates.mean(axis=0) - b.replicates.mean(axis=0)).var(ddof=1))
-    return Parts(of_a.estimate - of_b.estimate, of_a.seeds + of_b.seeds, rows, min(of_a.n_seeds, of_b.n_seeds),
+    of_a, of_b = stats.seed_parts(a.values), stats.seed_parts(b.values)
+    return Parts(of_a.estimate - of_b.estimate, of_a.seeds + of_b.seeds, 0.0, min(of_a.n_seeds, of_b.n_seeds),
                  stats.welch_degrees(of_a, of_b))
 
 
@@ -240,7 +231,7 @@ def measure(protocol: Protocol, *, metric: str | None = None, population: Popula
     metric = metric or protocol.group.metric
     reader = _Reader(metric, protocol.group.first.record.task)
     measured = [(choice, reader.measure(choice)) for choice in protocol.choices]
-    if any(m.rows is None and m.replicates is None for _, m in measured):
+    if any(m.rows is None for _, m in measured):
         population = "this_test_set"
         measured = [(choice, Measured(m.seeds, m.values)) for choice, m in measured]
     reference = next((m for choice, m in measured if choice.arm.is_reference), None)
@@ -280,7 +271,6 @@ class _Reader:
         self.metric, self.task = metric, task
         self.labels: np.ndarray | None = None
         self.ids: np.ndarray | None = None
-        self.weights: np.ndarray | None = None
         self.notes: list[str] = []
 
     def measure(self, choice: Choice) -> Measured:
@@ -290,12 +280,10 @@ class _Reader:
         if any(one is None for one in read):
             return Measured(seeds, np.array([_recorded(trial, self.metric) for trial in trials]))
         values, spread = np.array([one[0] for one in read]), np.stack([one[1] for one in read])
-        if metrics.is_mean_over_rows(self.metric):
-            return Measured(seeds, values, rows=spread)
-        return Measured(seeds, values, replicates=spread)
+        return Measured(seeds, values, rows=spread)
 
     def _one(self, trial: Trial) -> tuple[float, np.ndarray] | None:
-        """The metric with (rows,) scores or (draws,) replicates; None without predictions of the same rows."""
+        """The metric with (rows,) scores whose mean it is; None without predictions of the same rows."""
         name = f"seed {trial.seed} of {trial.arm.name}"
         predictions = trial.predictions(SPLIT)
         if predictions is None:
@@ -307,15 +295,8 @@ class _Reader:
         if not np.array_equal(ids, self.ids) or not np.array_equal(labels, self.labels):
             self._note(f"{name} was tested on other rows than the rest: intervals cover seeds only")
             return None
-        if metrics.is_mean_over_rows(self.metric):
-            rows = metrics.per_row(self.metric, self.task, logits, labels)
-            return self._agreed(trial, name, float(rows.mean())), rows
-        ones = np.ones((1, len(labels)), dtype=np.float32)
-        value = float(metrics.weighted(self.metric, self.task, logits, labels, ones)[0])
-        if self.weights is None:
-            self.weights = metrics.row_weights(len(labels), np.random.default_rng(0))
-        return (self._agreed(trial, name, value),
-                metrics.weighted(self.metric, self.task, logits, labels, self.weights))
+        rows = influence.row_values(self.metric, self.task, logits, labels)
+        return self._agreed(trial, name, float(rows.mean())), rows
 
     def _agreed(self, trial: Trial, name: str, value: float) -> float:
         """`value` of the recorded predictions, which should be the recorded metric."""
@@ -346,7 +327,4 @@ def _with_baseline(m: Measured, missing: Sequence[int], level: np.ndarray | floa
     seeds, count = (*m.seeds, *missing), len(missing)
     value = float(np.mean(level))
     rows = m.rows if m.rows is None else np.vstack([m.rows, np.tile(level * np.ones(m.rows.shape[1]), (count, 1))])
-    draws = m.replicates
-    if draws is not None:
-        draws = np.vstack([draws, np.full((count, draws.shape[1]), value)])
-    return Measured(seeds, np.append(m.values, [value] * count), rows, draws)
+    return Measured(seeds, np.append(m.values, [value] * count), rows)

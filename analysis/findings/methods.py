@@ -9,7 +9,7 @@ from analysis.findings import verdict
 from analysis.findings.answer import where
 from analysis.findings.curves import Curve
 from analysis.findings.words import count, margin_text, points
-from analysis.statistics import sequential, stats
+from analysis.statistics import metrics, sequential, stats
 
 
 def methods_paragraph(curve: Curve, margins: Sequence[float]) -> str:
@@ -54,9 +54,9 @@ def _interval(curve: Curve) -> Iterator[str]:
            f"difference d of {_seeds(curve, 'seed')}{rows}, their half-width is sqrt(t²·a + z²·max(b − e, 0)), "
            "where a = var(seed means)/S with t on S−1 degrees of freedom, b = var(row means)/N, and e is the part of b "
            "that a already holds (split-t).")
-    if curve.points[0].measured.replicates is not None:
-        yield (f"As {curve.metric} is not a mean over rows, b is the variance of the seed-mean {curve.metric} over "
-               "bootstrapped rows, and e = 0.")
+    if not metrics.is_mean_over_rows(curve.metric):
+        yield (f"As {curve.metric} is not a mean over rows, a row's score is its seed's {curve.metric} plus the row's "
+               "influence on it (infinitesimal jackknife).")
 
 
 def _verdict(curve: Curve, margins: Sequence[float]) -> Iterator[str]:

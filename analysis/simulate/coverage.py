@@ -22,9 +22,8 @@ from analysis.simulate.worlds import (
     row,
     worlds,
 )
-from analysis.statistics import metrics, stats
+from analysis.statistics import influence, stats
 
-F1_DRAWS = 200
 BOOTSTRAP_DRAWS = 200
 
 
@@ -82,22 +81,12 @@ def f1_coverage(world: World, repeats: int, rng: np.random.Generator, *, of: str
     hits, widths = [], []
     for _ in range(repeats):
         correct, labels = draw(world, [ACCURACY] * (2 if of == "difference" else 1), rng)
-        weights = metrics.row_weights(world.rows, rng, F1_DRAWS)
-        values, draws = zip(*(_f1(arm, labels, weights) for arm in correct), strict=True)
-        value = values[0] - values[1] if of == "difference" else values[0]
-        parts = stats.replicate_parts(value, (draws[0] - draws[1] if of == "difference" else draws[0]).mean(axis=0))
+        answers = np.eye(2)[np.where(correct, labels, 1 - labels)]
+        scores = [influence.row_values("f1_macro", "classification", arm, labels) for arm in answers]
+        parts = stats.split_parts(scores[0] - scores[1] if of == "difference" else scores[0])
         hits.append(abs(parts.estimate - truth) <= stats.half_width(parts, 0.975))
         widths.append(stats.half_width(parts, 0.975))
     return Coverage(float(np.mean(hits)), math.nan, {}, repeats)
-
-
-def _f1(correct: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """macro-F1 of each seed (seeds,), and of each seed on bootstrapped rows (seeds, draws)."""
-    with_all = np.vstack([np.ones((1, len(labels)), np.float32), weights])
-    answers = np.where(correct, labels, 1 - labels)
-    found = np.stack([metrics.weighted("f1_macro", "classification", np.eye(2)[answer], labels, with_all)
-                      for answer in answers])
-    return found[:, 0], found[:, 1:]
 
 
 def expected_f1(world: World, nodes: int = 64) -> float:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis.statistics import metrics, stats
+from analysis.statistics import influence, stats
 from analysis.statistics.stats import Parts
 
 
@@ -53,12 +53,5 @@ def _originals(answers: Sequence[Answers]) -> list[int]:
 
 
 def _parts(pairs: Sequence[tuple[Answers, Answers]], metric: str, task: str, sign: int) -> Parts:
-    if metrics.is_mean_over_rows(metric):
-        rows = [[metrics.per_row(metric, task, one.logits, one.labels) for one in pair] for pair in pairs]
-        return stats.split_parts(np.stack([sign * a - sign * b for a, b in rows]))
-    labels = pairs[0][0].labels
-    drawn = metrics.row_weights(len(labels), np.random.default_rng(0))
-    weights = np.vstack([np.ones((1, len(labels)), np.float32), drawn])
-    found = [[metrics.weighted(metric, task, one.logits, one.labels, weights) for one in pair] for pair in pairs]
-    changes = np.stack([sign * a - sign * b for a, b in found])
-    return stats.replicate_parts(changes[:, 0], changes[:, 1:].mean(axis=0))
+    rows = [[influence.row_values(metric, task, one.logits, one.labels) for one in pair] for pair in pairs]
+    return stats.split_parts(np.stack([sign * a - sign * b for a, b in rows]))

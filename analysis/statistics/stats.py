@@ -65,15 +65,10 @@ def split_parts(d: np.ndarray) -> Parts:
     return Parts(grand, float(by_seed.var(ddof=1)) / n_seeds, rows, n_seeds, n_seeds - 1)
 
 
-def replicate_parts(values: np.ndarray, replicates: np.ndarray) -> Parts:
-    """The parts for a metric that is no mean over rows (F1, Matthews, Pearson).
-
-    values (seeds,): the metric of each seed; replicates (draws,): the mean over seeds of the metric on bootstrapped
-    rows. `rows` is the variance of the replicates; nothing is subtracted (e = 0), which errs on the wide side.
-    """
+def seed_parts(values: np.ndarray) -> Parts:
+    """The parts where nothing is known about the rows: values (seeds,), so that only the seeds' part is there."""
     n = len(values)
-    between = float(np.var(values, ddof=1)) / n if n > 1 else math.nan
-    return Parts(float(np.mean(values)), between, float(np.var(replicates, ddof=1)), n, n - 1)
+    return Parts(float(np.mean(values)), float(np.var(values, ddof=1)) / n if n > 1 else math.nan, 0.0, n, n - 1)
 
 
 def unpaired_parts(a: np.ndarray, b: np.ndarray) -> Parts:
