@@ -215,7 +215,8 @@ def resolve_on(worker: Worker, points: Sequence[Point], team: Team) -> list[Desc
     descriptions: dict[int, Description] = {}
     refused: list[Mapping[str, Any]] = []
     others: list[Event] = []
-    while True:
+    done = False
+    while not done:
         for event in team.events(TICK):
             if event.worker is not worker:
                 others.append(event)
@@ -226,10 +227,11 @@ def resolve_on(worker: Worker, points: Sequence[Point], team: Team) -> list[Desc
             elif event.kind == "refused":
                 refused.append(event.content[1])
                 _raise_environment(refused[-1], worker.log)
-            elif event.kind == "resolving_done" and len(descriptions) + len(refused) == len(points):
-                team.put_back(others)
-                _raise_refused(refused)
-                return [descriptions[index] for index in range(len(points))]
+            elif event.kind == "resolving_done":
+                done = True  # but the others' news of the same moment is not lost
+    team.put_back(others)
+    _raise_refused(refused)
+    return [descriptions[index] for index in range(len(points))]
 
 
 def _raise_environment(error: Mapping[str, Any], log: Path) -> None:

@@ -78,6 +78,15 @@ def test_what_it_is_deciding_is_said_and_kept_for_status(alone):
     assert "the deepest depth shown to lose at most 1.0 points is depth 6 of 12" in text and "too deep" in text
 
 
+def test_decisions_do_not_depend_on_what_is_trained_ahead(alone, tmp_path):
+    ending = sweep(tmp_path, workers=3)
+    assert decisions(tmp_path) == decisions(alone[0])
+    starts = Counter(line.split()[0] for line in (tmp_path / "starts.log").read_text().splitlines())
+    assert set(starts.values()) == {1}
+    asked = {i for ids in json.loads((tmp_path / "sweep.json").read_text())["trials"].values() for i in ids}
+    assert ending.adaptive["trained_ahead_unused"] == len(set(RecordStore(tmp_path).trial_ids()) - asked)
+
+
 def test_killed_again_and_again_it_ends_with_the_same_decisions(alone, tmp_path):
     rng, raw = random.Random(3), changed("toy?layers=12&test=1000&knee=6&seconds=0.05")
     for _ in range(3):

@@ -32,7 +32,8 @@ def state_of(output_dir: Path) -> dict[str, Any]:
     asked = [trial_id for phase in plan.get("trials", {}).values() for trial_id in phase]
     states: Counter[str] = Counter()
     failures = []
-    for trial_id in ids if plan.get("open_ended") or plan.get("adaptive") or not asked else [i for i in asked if i in set(ids)]:
+    growing = bool(plan.get("open_ended") or plan.get("adaptive"))  # how many trials there will be is not known
+    for trial_id in ids if growing or not asked else [i for i in asked if i in set(ids)]:
         try:
             record = store.load(trial_id)
         except CorruptRecord as error:
@@ -46,7 +47,7 @@ def state_of(output_dir: Path) -> dict[str, Any]:
     return {
         "output_dir": str(output_dir), "name": plan.get("name"), "running": _is_running(live), "live": live,
         "adaptive": plan.get("adaptive"),
-        "total": None if plan.get("open_ended") or plan.get("adaptive") else len(asked) or None, "states": dict(states), "failures": failures,
+        "total": None if growing else len(asked) or None, "states": dict(states), "failures": failures,
     }
 
 
