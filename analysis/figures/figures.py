@@ -69,7 +69,8 @@ def _across(general: Across | None) -> Iterator[Figure]:
 def _main(curves: Sequence[Curve], margin: float) -> Iterator[Figure]:
     computed = [plots.depth_curve(curve, margin) for curve in curves if curve.depths]
     caption = ("Mean over seeds with its 95% interval; every dot is a seed. An interval says how sure the level is; "
-               "for differences between depths, which are paired, see the comparisons.")
+               "for differences between depths, which are paired, see the comparisons. The axis is to scale: a step "
+               "for the embeddings, then one for each layer." + _also(curves))
     together = len(computed) > 1 and len({curve.metric for curve in computed}) == 1 and len(computed) <= MOST_OVERLAID
     if together or len(computed) == 1:
         yield draw("curve", "curve", f"Test {computed[0].metric} against frozen layers", caption,
@@ -83,6 +84,12 @@ def _main(curves: Sequence[Curve], margin: float) -> Iterator[Figure]:
     for index, curve in enumerate(computed if len(computed) > 1 else [], start=1):
         yield draw(f"curve-{index}", "detail", f"{curve.name}: test {curve.metric} against frozen layers", caption,
                    lambda ax, own=curve: plots.draw_depth_curves([own], ax))
+
+
+def _also(curves: Sequence[Curve]) -> str:
+    """What differs between the curves besides what their names say."""
+    also = curves[0].protocol.group.also
+    return f" The curves differ in {', '.join(also)} too." if also else ""
 
 
 def _sizes(curves: Sequence[Curve]) -> Iterator[Figure]:
@@ -134,7 +141,8 @@ def _equal_compute(curves: Sequence[Curve]) -> Iterator[Figure]:
                        "What each had reached after so much training time: its best epoch so far on validation, mean "
                        "over the reported seeds. Every schedule is as long as its own training, so that an early epoch "
                        "is not what a shorter run would have ended with.",
-                       lambda ax, own=found, m=curve.protocol.group.selection: plots_cost.draw_spent(own, m, ax))
+                       lambda ax, own=found, m=curve.protocol.group.selection: plots_cost.draw_spent(own, m, ax),
+                       figsize=(7.2, _beside(len(found), 4.2)))
 
 
 def _classes(curves: Sequence[Curve]) -> Iterator[Figure]:
@@ -144,7 +152,7 @@ def _classes(curves: Sequence[Curve]) -> Iterator[Figure]:
             yield draw(name, "detail", _titled(curve, "Change of recall per class against full fine-tuning"),
                        "In points; bold where the class's own 95% interval excludes zero (not adjusted for their "
                        "number).", lambda ax, own=grid: plots_tuning.draw_grid(own, "recall", ax, diverging=True),
-                       figsize=(7.2, 1.3 + 0.34 * len(grid.rows)))
+                       figsize=(WIDE if len(grid.columns) > 12 else 7.2, 1.3 + 0.34 * len(grid.rows)))
 
 
 def _probe(curves: Sequence[Curve], margin: float, probes: Sequence[dict[str, Any]]) -> Iterator[Figure]:
@@ -162,15 +170,15 @@ def _learning(curves: Sequence[Curve]) -> Iterator[Figure]:
         if found:
             yield draw(name, "tuning", _titled(curve, "Learning curves"), "Mean over the reported seeds.",
                        lambda axes, own=found, m=curve.protocol.group.metric: plots_tuning.draw_learning(own, m, axes),
-                       ncols=2, figsize=(9.2, 3.6))
+                       ncols=2, figsize=(WIDE, _beside(len(found), 3.6)))
 
 
 def _heatmaps(curves: Sequence[Curve]) -> Iterator[Figure]:
     for name, curve in _numbered(curves, "grid"):
         for knob in curve.protocol.group.tuned:
             grid = plots_tuning.tuning_grid(curve, knob)
-            if len(grid.rows) > 1:
-                yield draw(f"{name}-{knob}", "tuning", _titled(curve, f"Depth × {knob}"),
+            if min(len(grid.rows), len(grid.columns)) > 1 or not curve.by_strategy and len(grid.rows) > 1:
+                yield draw(f"{name}-{knob}", "tuning", _titled(curve, f"{curve.noun.capitalize()} × {knob}"),
                            f"Validation {curve.protocol.group.selection}: the best setting over the other knobs, mean "
                            "over seeds.",
                            lambda ax, own=grid, m=curve.protocol.group.selection: plots_tuning.draw_grid(own, m, ax),
@@ -183,7 +191,13 @@ def _budgets(curves: Sequence[Curve]) -> Iterator[Figure]:
         if found:
             yield draw(name, "tuning", _titled(curve, "Expected best validation result against tuning budget"),
                        "Unbiased over the order in which settings could have been tried.",
-                       lambda ax, own=found, m=curve.protocol.group.selection: plots_tuning.draw_budgets(own, m, ax))
+                       lambda ax, own=found, m=curve.protocol.group.selection: plots_tuning.draw_budgets(own, m, ax),
+                       figsize=(7.2, _beside(len(found), 4.2)))
+
+
+def _beside(entries: int, least: float) -> float:
+    """Inches of height that a legend of so many entries needs beside the axes."""
+    return max(least, 0.3 + 0.2 * entries)
 
 
 def _numbered(curves: Sequence[Curve], name: str) -> Iterator[tuple[str, Curve]]:

@@ -11,6 +11,7 @@ from analysis.findings import verdict
 from analysis.findings.curves import Curve, Point
 from analysis.findings.words import margin_text
 from analysis.load.records import Arm
+from finetune.results import frozen_rank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,17 +74,39 @@ def _depth_point(curve: Curve, point: Point) -> DepthPoint:
 
 
 def positions(curves: Sequence[DepthCurve]) -> dict[int, int]:
-    """Depth -> place on the axis, in the order of what is frozen, common to all curves."""
-    arms = {depth: Arm("", depth) for curve in curves for depth in curve.candidates}
-    arms |= {point.arm.freeze_depth: point.arm for curve in curves for point in curve.points}
-    ordered = sorted(arms.values(), key=lambda arm: arm.order)
-    return {arm.freeze_depth: place for place, arm in enumerate(ordered) if arm.freeze_depth is not None}
+    """Depth -> place on the axis, to scale: one step per block that is frozen, first the embeddings, then each layer.
+
+    Full fine-tuning stands at 0, the embeddings at 1, depth k at k + 1, whether the embeddings were tried or not.
+    """
+    depths = {point.arm.freeze_depth for curve in curves for point in curve.points}
+    depths |= {depth for curve in curves for depth in curve.candidates}
+    return {depth: frozen_rank(depth) for depth in sorted((d for d in depths if d is not None), key=frozen_rank)}
 
 
-def tick_labels(curves: Sequence[DepthCurve], places: dict[int, int]) -> list[str]:
+def depth_ticks(places: dict[int, int], inches: float) -> list[str]:
+    """A label per place, "" where it would touch its neighbour on an axis of so many inches: 0 and the deepest stay."""
+    ordered = list(places.items())
+    step = inches / (ordered[-1][1] + 1)
+    labels, right = [], -1.0
+    last_left = (ordered[-1][1] * step) - _half(ordered[-1][0])
+    for index, (depth, place) in enumerate(ordered):
+        left, end = place * step - _half(depth), place * step + _half(depth)
+        is_last = index == len(ordered) - 1
+        shown = left > right and (is_last or index == 0 or end < last_left)
+        labels.append(("emb" if depth == -1 else str(depth)) if shown else "")
+        right = end if shown else right
+    return labels
+
+
+def _half(depth: int) -> float:
+    """Half of a depth's width on the axis, in inches, with a little room."""
+    return 0.045 * len("emb" if depth == -1 else str(depth)) + 0.03
+
+
+def tick_labels(curves: Sequence[DepthCurve], places: dict[int, int], inches: float) -> list[str]:
     """0, emb, 1 … L; on an adaptive sweep's own picture with the number of seeds below, nothing where none were spent.
     """
-    names = ["emb" if depth == -1 else str(depth) for depth in places]
+    names = depth_ticks(places, inches)
     if len(curves) > 1 or not curves[0].candidates:
         return names
     spent = {point.arm.freeze_depth: len(point.values) for point in curves[0].points}
@@ -112,8 +135,9 @@ def draw_depth_curves(curves: Sequence[DepthCurve], ax: Axes, *, legend: bool = 
         _draw_references(curves[0], places, ax)
     elif len({curve.baseline for curve in curves}) == 1:
         _draw_baseline(curves[0], ax)
-    ax.set_xticks(list(places.values()), tick_labels(curves, places))
-    ax.set_xlim(-0.4, len(places) - 0.6) if curves[0].candidates else None
+    inches = 0.85 * ax.figure.get_size_inches()[0] / ax.get_subplotspec().get_gridspec().ncols
+    ax.set_xticks(list(places.values()), tick_labels(curves, places, inches))
+    ax.set_xlim(-0.4, max(places.values()) + 0.4) if curves[0].candidates else None
     emb = "; emb: embeddings only" if -1 in places else ""
     counted = "; below: seeds" if len(curves) == 1 and curves[0].candidates else ""
     ax.set_xlabel(f"frozen layers (0: full fine-tuning{emb}{counted})" if legend else "frozen layers")
@@ -132,7 +156,7 @@ def _draw_curve(curve: DepthCurve, places: dict[int, int], index: int, shift: fl
     for x, point in zip(xs, curve.points, strict=True):
         if not math.isnan(point.low):
             ax.vlines(x, scale * point.low, scale * point.high, color=colour, linewidth=2.2, zorder=3)
-        beside = x + 0.012 * len(places)
+        beside = x + 0.012 * (max(places.values()) + 1)
         for seed, value in point.values.items():
             dot, = ax.plot([beside], [scale * value], ".", color=colour, alpha=0.55, markersize=5, zorder=2)
             svg.hover(dot, f"{point.arm.name}, seed {seed}: {number(curve.metric, value)}")

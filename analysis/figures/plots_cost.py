@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.figures import svg
 from analysis.figures.plots import axis_name, number, scale_of
-from analysis.figures.plots_tuning import line_styles
+from analysis.figures.plots_tuning import arm_styles
 from analysis.findings.curves import Curve, Point, train_prefix_seconds
 from analysis.findings.words import signed
 from analysis.load.records import Arm
@@ -42,6 +42,10 @@ class Cost(NamedTuple):
     unit: float
 
 
+# Where a point's label may stand: offset in points of type, horizontal and vertical alignment.
+SIDES = ((5, 4, "left", "bottom"), (5, -4, "left", "top"), (-5, 4, "right", "bottom"), (-5, -4, "right", "top"),
+         (0, 7, "center", "bottom"), (0, -7, "center", "top"), (7, 0, "left", "center"), (-7, 0, "right", "center"),
+         (12, 12, "left", "bottom"), (12, -12, "left", "top"), (-12, 12, "right", "bottom"), (-12, -12, "right", "top"))
 COSTS = (
     Cost("train_seconds", "training time of a trial alone (s)", 1.0),
     Cost("peak_memory_bytes", "peak memory (GB)", 1e9),
@@ -75,7 +79,7 @@ def pareto(curve: Curve, cost: Cost) -> list[CostPoint]:
 
 def draw_pareto(fronts: Sequence[list[CostPoint]], cost: Cost, metric: str, ax: Axes) -> None:
     """Quality with error bars against cost, one colour per curve; the front is the stepped line."""
-    scale = scale_of(metric)
+    scale, names = scale_of(metric), []
     for index, found in enumerate(fronts):
         colour, marker = svg.COLOURS[index % len(svg.COLOURS)], svg.MARKERS[index % len(svg.MARKERS)]
         front = [point for point in found if point.on_front]
@@ -89,12 +93,36 @@ def draw_pareto(fronts: Sequence[list[CostPoint]], cost: Cost, metric: str, ax: 
                             markerfacecolor=colour if point.on_front else "none", zorder=3)
             svg.hover(mark, f"{point.curve + ', ' if point.curve else ''}{_full_label(point)}: "
                             f"{number(metric, point.estimate)} at {x:.3g} {cost.axis}")
-            ax.annotate(svg.label(point.label, 14), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+            names.append((x, y, svg.label(point.label, 18)))
     ax.set_xlabel(cost.axis)
     ax.set_ylabel(axis_name(metric))
     ax.margins(x=0.12)
     if len(fronts) > 1:
         _legend([found[0].curve for found in fronts if found], ax)
+    _name(names, ax)
+
+
+def _name(names: Sequence[tuple[float, float, str]], ax: Axes) -> None:
+    """A label beside each point, on the side where it covers the fewest of the other labels and points."""
+    from matplotlib.transforms import Bbox
+
+    ax.figure.draw_without_rendering()  # places in pixels are known once the layout is
+    points = ax.transData.transform([(x, y) for x, y, _ in names])
+    marks = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
+    placed: list[Bbox] = []
+    for index, (x, y, text) in enumerate(names):
+        tried = []
+        for dx, dy, across, along in SIDES:
+            note = ax.annotate(text, (x, y), xytext=(dx, dy), textcoords="offset points", fontsize=8, ha=across,
+                               va=along)
+            box = note.get_window_extent()
+            others = [*placed, *marks[:index], *marks[index + 1:]]
+            inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and box.y0 >= ax.bbox.y0
+            tried.append((sum(box.overlaps(other) for other in others) + 3 * (not inside), len(tried), note, box))
+        best = min(tried, key=lambda each: each[:2])
+        for *_, note, _ in (each for each in tried if each is not best):
+            note.remove()
+        placed.append(best[3])
 
 
 def _full_label(point: CostPoint) -> str:
@@ -114,7 +142,7 @@ def spent(curve: Curve) -> list[Spent]:
     metric = curve.protocol.group.selection
     best_of = np.maximum if higher_is_better(metric) else np.minimum
     found = []
-    for point in curve.points:
+    for point in curve.shown:
         histories = [trial.record.history for trial in point.trials]
         epochs = min(map(len, histories), default=0)
         seconds = np.array([[entry.get("train_seconds", math.nan) for entry in history[:epochs]]
@@ -131,8 +159,8 @@ def spent(curve: Curve) -> list[Spent]:
 def draw_spent(found: Sequence[Spent], metric: str, ax: Axes) -> None:
     """One step line per arm: read upwards at any time, it says what each had reached by then."""
     scale = scale_of(metric)
-    for (colour, marker), line in zip(line_styles(len(found)), found, strict=True):
-        ax.plot(line.seconds, [scale * value for value in line.best], marker, linestyle="-", drawstyle="steps-post",
+    for (colour, marker, dashes), line in zip(arm_styles([line.arm for line in found]), found, strict=True):
+        ax.plot(line.seconds, [scale * value for value in line.best], marker, linestyle=dashes, drawstyle="steps-post",
                 color=colour, markersize=4, linewidth=1.2, label=line.arm.name)
         for epoch, (seconds, value) in enumerate(zip(line.seconds, line.best, strict=True), start=1):
             mark, = ax.plot([seconds], [scale * value], marker, color=colour, markersize=4)
@@ -154,7 +182,7 @@ class Change(NamedTuple):
 
 def changes(curve: Curve) -> list[Change]:
     found = []
-    for point in curve.points:
+    for point in curve.shown:
         if point.loss is not None:
             change = curve.interval(point.loss._replace(estimate=-curve.sign * point.loss.estimate))
             found.append(Change(curve.name, point.arm.name, *change[:3]))

@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.figures import svg
 from analysis.figures.plots import DepthCurve, axis_name, draw_depth_curves, number, positions, scale_of
-from analysis.figures.plots_tuning import Grid, line_styles
+from analysis.figures.plots_tuning import Grid, axis_of, line_styles
 from analysis.findings.curves import SPLIT, Curve, Point
 from analysis.statistics import stats
 
@@ -45,14 +45,15 @@ def class_changes(curve: Curve) -> Grid | None:
     names = curve.label_names()
     if curve.reference is None or task == "regression" or not names or curve.labels is None:
         return None
-    others = [p for p in curve.points if not p.arm.is_reference]
+    others = [p for p in curve.shown if not p.arm.is_reference]
     values, strong = np.full((len(names), len(others)), np.nan), np.zeros((len(names), len(others)), bool)
     for column, point in enumerate(others):
         values[:, column], strong[:, column] = _recall_change(point, curve.reference, task)
     order = np.argsort(-np.nanmax(np.abs(np.nan_to_num(values)), axis=1, initial=0), kind="stable")[:MOST_CLASSES]
     order = np.sort(order)
-    return Grid([names[i] for i in order], [p.arm.label for p in others], values[order], "", "frozen layers",
-                strong[order])
+    found = Grid([names[i] for i in order], [p.arm.label for p in others], values[order], "", axis_of(curve),
+                 strong[order])
+    return found.transposed() if curve.by_strategy else found
 
 
 def _recall_change(point: Point, full: Point, task: str) -> tuple[np.ndarray, np.ndarray]:

@@ -33,13 +33,20 @@ class Grid(NamedTuple):
     column_name: str
     strong: np.ndarray | None = None  # cells to set in bold
 
+    def transposed(self) -> Grid:
+        """With what has long names (strategies) as rows, the first one on top."""
+        strong = None if self.strong is None else self.strong.T[::-1]
+        return Grid(self.columns[::-1], self.rows, self.values.T[::-1], self.column_name, self.row_name, strong)
+
 
 def tuning_grid(curve: Curve, knob: str) -> Grid:
     """Validation metric by depth and one knob's value: the best setting over the other knobs, mean over its seeds."""
     metric = curve.protocol.group.selection
     better = max if higher_is_better(metric) else min
     settings = curve.protocol.tuning or curve.protocol.settings
-    arms = sorted({setting.arm for setting in settings}, key=lambda arm: arm.order)
+    tried = {setting.arm: None for setting in sorted(settings, key=lambda setting: setting.arm.order)}
+    arms = [*(point.arm for point in curve.shown if point.arm in tried)]
+    arms += [arm for arm in tried if arm not in arms]
     levels = distinct(setting.example.knobs.get(knob) for setting in settings)
     values = np.full((len(levels), len(arms)), np.nan)
     for setting in settings:
@@ -49,7 +56,13 @@ def tuning_grid(curve: Curve, knob: str) -> Grid:
             continue
         at = levels.index(level), arms.index(setting.arm)
         values[at] = score if math.isnan(values[at]) else better(values[at], score)
-    return Grid([_short(level) for level in levels], [arm.label for arm in arms], values, knob, "frozen layers")
+    found = Grid([_short(level) for level in levels], [arm.label for arm in arms], values, knob, axis_of(curve))
+    return found.transposed() if curve.by_strategy else found
+
+
+def axis_of(curve: Curve) -> str:
+    """What stands on the axis of all arms."""
+    return "strategy" if curve.by_strategy else "frozen layers"
 
 
 def _short(value: Any) -> str:
@@ -75,11 +88,23 @@ def draw_grid(grid: Grid, metric: str, ax: Axes, *, diverging: bool = False) -> 
             text = f"{value:+.1f}" if diverging else f"{value:.1f}" if scale == 100 else f"{value:.3f}"
             ax.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black",
                     fontweight="bold" if bold else "normal")
-    ax.set_xticks(np.arange(len(grid.columns)) + 0.5, [svg.label(name, 16) for name in grid.columns])
+    names = [svg.label(name, 16) for name in grid.columns]
+    ax.set_xticks(np.arange(len(names)) + 0.5, names, **_turned(names, ax))
     ax.set_yticks(np.arange(len(grid.rows)) + 0.5, [svg.label(name, 24) for name in grid.rows])
     ax.set_xlabel(svg.label(grid.column_name))
     ax.set_ylabel(svg.label(grid.row_name))
     ax.grid(visible=False)
+
+
+LETTER = 0.085  # inches, of the width of a letter on an axis
+
+
+def _turned(names: Sequence[str], ax: Axes) -> dict[str, Any]:
+    """How labels of an axis are set so that neighbours do not overlap."""
+    room = 0.8 * ax.figure.get_size_inches()[0] / max(len(names), 1)
+    if LETTER * (max(map(len, names), default=0) + 1) <= room:
+        return {}
+    return {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
 
 
 class Budget(NamedTuple):
@@ -96,7 +121,9 @@ def budgets(curve: Curve) -> list[Budget]:
     for setting in curve.protocol.tuning:
         by_arm[setting.arm].append(setting)
     found = []
-    for arm, settings in sorted(by_arm.items(), key=lambda pair: pair[0].order):
+    order = [point.arm for point in curve.shown]
+    for arm, settings in sorted(by_arm.items(), key=lambda pair: (
+            order.index(pair[0]) if pair[0] in order else len(order), pair[0].order)):
         scores = [s for s in (setting.score("validation", metric) for setting in settings) if not math.isnan(s)]
         if len(scores) > 1:
             found.append(Budget(arm, stats.expected_best(scores, higher_is_better=higher_is_better(metric))))
@@ -105,9 +132,10 @@ def budgets(curve: Curve) -> list[Budget]:
 
 def draw_budgets(found: Sequence[Budget], metric: str, ax: Axes) -> None:
     scale = scale_of(metric)
-    for (colour, marker), budget in zip(line_styles(len(found)), found, strict=True):
+    for (colour, marker, dashes), budget in zip(arm_styles([each.arm for each in found]), found, strict=True):
         tries = range(1, len(budget.expected) + 1)
-        ax.plot(tries, [scale * value for value in budget.expected], marker, linestyle="-", color=colour, markersize=4,
+        ax.plot(tries, [scale * value for value in budget.expected], marker, linestyle=dashes,
+                color=colour, markersize=4,
                 label=budget.arm.name)
         for n, value in zip(tries, budget.expected, strict=True):
             mark, = ax.plot([n], [scale * value], marker, color=colour, markersize=4)
@@ -128,7 +156,7 @@ class Learning(NamedTuple):
 
 
 def learning(curve: Curve) -> list[Learning]:
-    return [_learning(point, curve.protocol.group.metric) for point in curve.points]
+    return [_learning(point, curve.protocol.group.metric) for point in curve.shown]
 
 
 def _learning(point: Point, metric: str) -> Learning:
@@ -145,10 +173,10 @@ def _learning(point: Point, metric: str) -> Learning:
 def draw_learning(found: Sequence[Learning], metric: str, axes: Sequence[Axes]) -> None:
     """Validation metric and training loss by epoch."""
     scale = scale_of(metric)
-    for (colour, marker), line in zip(line_styles(len(found)), found, strict=True):
-        axes[0].plot(line.epochs, [scale * value for value in line.validation], marker, linestyle="-", color=colour,
+    for (colour, marker, dashes), line in zip(arm_styles([line.arm for line in found]), found, strict=True):
+        axes[0].plot(line.epochs, [scale * value for value in line.validation], marker, linestyle=dashes, color=colour,
                      markersize=4, label=line.arm.name)
-        axes[1].plot(line.epochs, line.train_loss, "-", color=colour)
+        axes[1].plot(line.epochs, line.train_loss, dashes, color=colour)
         for epoch, value in zip(line.epochs, line.validation, strict=True):
             mark, = axes[0].plot([epoch], [scale * value], marker, color=colour, markersize=4)
             svg.hover(mark, f"{line.arm.name}, epoch {epoch}: {number(metric, value)}")
@@ -158,6 +186,16 @@ def draw_learning(found: Sequence[Learning], metric: str, axes: Sequence[Axes]) 
         ax.set_xlabel("epoch")
         ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0].figure.legend(loc="outside right center", fontsize=8.5)
+
+
+def arm_styles(arms: Sequence[Arm]) -> list[tuple[Any, str, str]]:
+    """(colour, marker, dashes) of each: depths along one colour map, strategies each told apart by the three."""
+    if not any(arm.by_strategy for arm in arms):
+        return [(*style, "-") for style in line_styles(len(arms))]
+    colours = svg.COLOURS[:-1]  # thin yellow cannot be seen on white
+    kinds = ["-", "--", ":", "-."]
+    return [(svg.INK if arm.is_reference else colours[i % len(colours)], svg.MARKERS[i % len(svg.MARKERS)],
+             "-" if arm.is_reference else kinds[i // len(colours) % len(kinds)]) for i, arm in enumerate(arms)]
 
 
 def line_styles(count: int) -> list[tuple[Any, str]]:

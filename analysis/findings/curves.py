@@ -162,6 +162,23 @@ class Curve:
         return [point for point in self.points if point.arm.freeze_depth is not None]
 
     @property
+    def by_strategy(self) -> bool:
+        """Whether strategies are compared, and not depths alone."""
+        return any(point.arm.by_strategy for point in self.points)
+
+    @property
+    def noun(self) -> str:
+        return "strategy" if self.by_strategy else "depth"
+
+    @property
+    def shown(self) -> list[Point]:
+        """The points in the order of pictures and tables: by depth, or, where strategies are compared, the best first.
+        """
+        if not self.by_strategy:
+            return self.points
+        return sorted(self.points, key=lambda point: -self.sign * point.interval.estimate)
+
+    @property
     def n_examples(self) -> int | None:
         if self.labels is not None:
             return len(self.labels)

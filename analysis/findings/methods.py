@@ -9,7 +9,8 @@ from analysis.findings import verdict
 from analysis.findings.answer import where
 from analysis.findings.curves import Curve
 from analysis.findings.words import count, margin_text, points
-from analysis.statistics import metrics, sequential, stats
+from analysis.statistics import metrics, sequential
+from analysis.statistics.bisection import tests_needed
 
 
 def methods_paragraph(curve: Curve, margins: Sequence[float]) -> str:
@@ -33,10 +34,11 @@ def _choice(curve: Curve) -> Iterator[str]:
     metric = curve.protocol.group.selection
     epochs = "The best epoch on validation was tested once."
     if not tuned:
-        yield f"All depths used the same setting. {epochs}"
+        yield f"All used the same setting. {epochs}"
         return
     tries = sorted({len(choice.candidates) for choice in curve.protocol.choices})
-    yield (f"For every depth, {', '.join(tuned)} were chosen by validation {metric}, averaged over seeds, among "
+    yield (f"For every {curve.noun}, {' and '.join(tuned)} {'was' if len(tuned) == 1 else 'were'} chosen "
+           f"by validation {metric}, averaged over seeds, among "
            f"{' to '.join(str(n) for n in (tries[0], tries[-1])[:len(tries)])} settings. {epochs}")
     if curve.protocol.confirmed:
         yield f"The chosen settings were then trained on {_seeds(curve, 'fresh seed')}; only those are reported."
@@ -60,14 +62,16 @@ def _interval(curve: Curve) -> Iterator[str]:
 
 
 def _verdict(curve: Curve, margins: Sequence[float]) -> Iterator[str]:
-    if curve.reference is None or curve.n_seeds < stats.VERDICT_SEEDS:
-        yield "No verdict was drawn."
+    if (reason := verdict.blocked(curve, margins[0])) is not None:
+        yield f"No verdict was drawn ({reason})."
         return
     each = 100 * (1 - verdict.test_level(curve))
-    yield (f"A depth counts as safe if the one-sided bound of its loss against full fine-tuning is below "
+    most = tests_needed(len(verdict.sequence(curve) if curve.looks is None else curve.looks.candidates))
+    yield (f"A depth counts as safe if the one-sided bound of its loss against full fine-tuning is at most "
            f"{' or '.join(margin_text(margin) for margin in margins)}; depths were tested in the order of a bisection, "
-           f"each at {each:.3g}% (Bonferroni over the tests that may be made), so that the chance of a wrong “safe” is "
-           "at most 5%. Differences are otherwise reported with Holm's adjustment.")
+           f"each at {each:.3g}% (Bonferroni over at most {most} tests), so that "
+           "the chance of naming a depth that loses more is at most 5%. Differences are otherwise reported with Holm's "
+           "adjustment.")
     if curve.looks is not None:
         yield (f"Each depth was looked at after {', '.join(map(str, curve.looks.looks))} seeds until it was shown safe "
                f"or too deep, or given up as futile (predictive power below {sequential.FUTILE:.0%}, not binding). The "

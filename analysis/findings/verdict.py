@@ -238,7 +238,7 @@ def compare_to_full(curve: Curve) -> list[Comparison]:
         return []
     name = _named(curve, full.arm)
     return _compared([(_named(curve, point.arm), name, point.measured, full.measured)
-                      for point in curve.points if point is not full], curve)
+                      for point in curve.shown if point is not full], curve)
 
 
 def compare_curves(curves: Sequence[Curve]) -> list[Comparison]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 from analysis.load.adaptive import AdaptivePlan
@@ -23,6 +24,7 @@ CURVE_KNOBS = [
 ]
 TUNED_KNOBS = [knob.name for knob in KNOBS.values() if knob.group in {"head", "optimization"}
                and knob.name not in {"pooling", "metric_for_best_model"} and knob.in_trial_id != NEVER]
+MOST_WORDS = 4  # of a label, before it names everything that differs
 _ANY = object()  # the value of a knob that acts on nothing in this trial: it belongs to every curve
 
 
@@ -34,6 +36,7 @@ class Group:
     trials: list[Trial]
     label: str = ""
     plans: list[SweepPlan] = field(default_factory=list)
+    also: tuple[str, ...] = ()  # what differs between the curves besides the label
 
     @property
     def first(self) -> Trial:
@@ -136,25 +139,49 @@ def short_name(name: str) -> str:
 
 
 def _labelled(groups: list[Group]) -> list[Group]:
-    """Groups with a label of what differs between them: names where they suffice, digests where they do not."""
+    """Groups with a label of what differs between them, in the fewest words: the fewest of these differences that tell
+    all of them apart. The others are in `also`."""
     if len(groups) == 1:
         return groups
     names = [name for name in groups[0].identity if _values(groups, [name]) > 1]
-    follows = {digest: name for name, digest in _NAMED_BY.items() if name in names}
-    for digest, name in follows.items():
-        if digest in names and _values(groups, [name]) >= _values(groups, [digest]):
-            names = [other for other in names if other not in (digest, "task", "metric")]
-    return [Group(g.identity, g.trials, ", ".join(_part(name, g.identity[name]) for name in names), g.plans)
-            for g in groups]
+    chosen = _fewest(groups, names)
+    hidden = [*chosen, *_NAMED_BY.values(), "task", *([] if "sweep" not in names else ["sweep"])]
+    also = tuple(name for name in names if name not in hidden)
+    models = [str(group.identity["model"]) for group in groups]
+    short = len({model.rsplit("/", 1)[-1] for model in models}) == len(set(models))
+    return [Group(g.identity, g.trials, ", ".join(_part(name, g.identity[name], short) for name in chosen), g.plans,
+                  also) for g in groups]
+
+
+def _fewest(groups: Sequence[Group], names: Sequence[str]) -> list[str]:
+    """The cheapest of `names` that together tell the groups apart as well as all of them do."""
+    most = _values(groups, names)
+    ranked = sorted(names, key=_cost)
+    sets = (list(found) for size in range(1, len(names) + 1) for found in combinations(ranked, size)
+            if size <= MOST_WORDS or size == len(names))
+    telling = (found for found in sets if _values(groups, found) == most)
+    return min(telling, key=lambda found: sum(map(_cost, found)), default=list(names))
+
+
+def _cost(name: str) -> float:
+    """How much a reader has to make of a word: data and model say most, then a knob; a sweep's name hides what differs,
+    a digest says nothing."""
+    if name in _NAMED_BY.values():
+        return 9.0
+    return {"dataset": 1.0, "model": 1.1, "train_size": 1.2, "sweep": 2.6}.get(name, 1.3)
 
 
 def _values(groups: Sequence[Group], names: Sequence[str]) -> int:
     return len({repr([group.identity[name] for name in names]) for group in groups})
 
 
-def _part(name: str, value: Any) -> str:
+def _part(name: str, value: Any, short_model: bool) -> str:
+    if name == "model" and short_model:
+        return str(value).rsplit("/", 1)[-1]
     if name in ("dataset", "model", "sweep"):
         return str(value)
     if name in ("data", "weights"):
         return f"{name} {str(value)[:8]}"
-    return f"{name} {'all' if value is None and name == 'train_size' else value}"
+    if value is None:
+        return "all rows" if name == "train_size" else f"no {name}"
+    return f"{value} rows" if name == "train_size" else f"{name} {value}"

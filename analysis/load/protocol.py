@@ -181,9 +181,11 @@ def _planned(group: Group) -> list[Trial]:
 
 def collect_settings(trials: Sequence[Trial], metric: str) -> list[Setting]:
     settings: dict[tuple[str, str], Setting] = {}
+    by_strategy = any(trial.arm.freeze_depth is None for trial in trials)
     for trial in trials:
         key = (trial.phase, trial.record.setting_id)
-        setting = settings.setdefault(key, Setting(trial.record.setting_id, trial.arm, trial.phase, trial))
+        setting = settings.setdefault(key, Setting(
+            trial.record.setting_id, replace(trial.arm, by_strategy=by_strategy), trial.phase, trial))
         reason = _why_lost(trial, metric)
         if trial.seed in setting.trials:
             setting.duplicates += [] if reason else [trial.seed]

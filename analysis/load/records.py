@@ -74,6 +74,7 @@ class Arm:
 
     strategy: str
     freeze_depth: int | None
+    by_strategy: bool = field(default=False, compare=False)  # whether it stands among strategies, and is named as one
 
     @property
     def order(self) -> tuple[int, int, str]:
@@ -88,14 +89,14 @@ class Arm:
     @property
     def label(self) -> str:
         """As it stands on an axis: 0, emb, 1 … L, or the strategy."""
-        if self.freeze_depth is None:
+        if self.freeze_depth is None or self.by_strategy:
             return self.strategy
         return "emb" if self.freeze_depth == -1 else str(self.freeze_depth)
 
     @property
     def name(self) -> str:
         """As it stands in a sentence."""
-        if self.freeze_depth is None:
+        if self.freeze_depth is None or (self.by_strategy and self.freeze_depth != 0):
             return self.strategy
         return {0: "full fine-tuning", -1: "frozen embeddings"}.get(self.freeze_depth, f"depth {self.freeze_depth}")
 

@@ -121,10 +121,10 @@ def scaled(divisor: float, digits: int) -> Callable[[float | None], Cell]:
     return cell
 
 
-def arm_cell(entry: dict[str, Any]) -> Cell:
-    """The depth as a sortable cell; strategies come after the depths."""
+def arm_cell(entry: dict[str, Any], by_strategy: bool = False) -> Cell:
+    """The depth as a sortable cell; strategies come after the depths, or stand by their names where there are any."""
     depth = entry["freeze_depth"]
-    if depth is None:
+    if depth is None or by_strategy:
         return Cell(entry["strategy"], entry["strategy"])
     return Cell({0: "0 (full)", -1: "emb"}.get(depth, str(depth)), depth)
 
@@ -140,18 +140,27 @@ def _curve_cell(entry: dict[str, Any]) -> list[Cell]:
 def curve_table(summary: dict[str, Any], curves: Sequence[Curve]) -> Table:
     knobs = [name for name in TUNED_KNOBS if any(name in curve.protocol.group.tuned for curve in curves)]
     unit = " (%)" if metric_of(summary) in FRACTIONS else ""
-    columns = [*_curve_column(summary), "frozen", f"{metric_of(summary)}{unit}", "95% low", "95% high", "seeds",
+    by_strategy, order = any(curve.by_strategy for curve in curves), _order(curves)
+    word = "strategy" if by_strategy else "depth"
+    columns = [*_curve_column(summary), "strategy" if by_strategy else "frozen", f"{metric_of(summary)}{unit}",
+               "95% low", "95% high", "seeds",
                "loses (points)", "at most", *knobs, "trainable (M)", "training (s)", "alone (s)", "memory (GB)"]
     seconds = scaled(1, 1)
     rows = [[
-        *_curve_cell(e), arm_cell(e), *(level(summary, e[k]) for k in ("estimate", "low", "high")),
+        *_curve_cell(e), arm_cell(e, by_strategy), *(level(summary, e[k]) for k in ("estimate", "low", "high")),
         Cell(str(len(e["values"])), len(e["values"])), _loss(e["loss"]), _loss(e["loss_at_most"]),
         *(plain(e.get(k)) for k in knobs), scaled(1e6, 2)(e["trainable_parameters"]),
         seconds(e["train_seconds"]), seconds(e["alone_seconds"]), scaled(1e9, 2)(e["peak_memory_bytes"]),
-    ] for e in summary["curve"]]
-    note = ("Each depth's setting, chosen on validation, measured on test. “at most” is the one-sided 95% bound of "
+    ] for e in sorted(summary["curve"], key=lambda e: order[e.get("curve", ""), e["strategy"]])]
+    note = (f"Each {word}'s setting, chosen on validation, measured on test. “at most” is the one-sided 95% bound of "
             "the loss against full fine-tuning. “alone” is the training time of a trial that shares no activations.")
     return Table("curve", "The curve", note, columns, rows)
+
+
+def _order(curves: Sequence[Curve]) -> dict[tuple[str, str], int]:
+    """(curve, strategy) -> place in the order in which the curves show their points."""
+    shown = [(curve.name, point.arm.strategy) for curve in curves for point in curve.shown]
+    return {key: place for place, key in enumerate(shown)}
 
 
 def _loss(value: float | None) -> Cell:
@@ -246,13 +255,15 @@ def settings_table(curves: Sequence[Curve]) -> Table:
             score = setting.score("validation", metric)
             rows.append([
                 *([Cell(curve.name)] if many else []),
-                arm_cell({"freeze_depth": setting.arm.freeze_depth, "strategy": setting.arm.strategy}),
+                arm_cell({"freeze_depth": setting.arm.freeze_depth, "strategy": setting.arm.strategy},
+                         setting.arm.by_strategy),
                 Cell(setting.phase), *(plain(setting.example.knobs.get(name)) for name in knobs),
                 Cell(DASH if score != score else f"{score:.4f}", None if score != score else score),
                 Cell(str(len(setting.trials)), len(setting.trials)),
                 Cell(", ".join(f"{seed} {why}" for seed, why in sorted(setting.lost.items())) or DASH),
                 Cell("chosen" if setting.setting_id in chosen else ""),
             ])
-    columns = [*(["curve"] if many else []), "frozen", "phase", *knobs, "validation", "seeds", "lost", ""]
+    frozen = "strategy" if any(curve.by_strategy for curve in curves) else "frozen"
+    columns = [*(["curve"] if many else []), frozen, "phase", *knobs, "validation", "seeds", "lost", ""]
     return Table("settings", "Settings tried",
                  "Validation metric: mean over seeds; a lost seed counts as the baseline.", columns, rows)
