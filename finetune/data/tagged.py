@@ -34,8 +34,8 @@ def tagged_columns(source: Source, config: TrialConfig) -> Columns | None:
     if tokens and tags and _side_by_side(table, tokens, tags):
         return Columns((tokens,), (tags,), {tokens: "a list of words", tags: "as many tags as there are words"})
     if config.task == TAGGED:
-        raise DataError(f"{source.name}: task = {TAGGED} needs a column with a list of words and one with as many tags; "
-                        f"the columns are {', '.join(map(shown, table.columns))}")
+        raise DataError(f"{source.name}: task = {TAGGED} needs a column with a list of words and one with as many "
+                        f"tags; the columns are {', '.join(map(shown, table.columns))}")
     return None
 
 
@@ -97,7 +97,8 @@ def read_tagged(source: Source, columns: Columns) -> tuple[dict[str, Split], lis
     for split in source.tables:
         mine = [at for at, row in enumerate(rows) if row[0] == split]
         if mine:
-            splits[split] = Split([rows[at][3] for at in mine], padded_tags([checked.sentences[at] for at in mine], names),
+            tags = padded_tags([checked.sentences[at] for at in mine], names)
+            splits[split] = Split([rows[at][3] for at in mine], tags,
                                   np.array([rows[at][1] for at in mine]))
     return splits, names, checked, rejected
 

@@ -68,7 +68,8 @@ def _rounding_error(prefix: Prefix, split: Collator, boundaries: set[int], layer
     """Why replays in mixed precision are too coarse, or None."""
     tried = _try(prefix, split, boundaries, layer_outputs)
     step = torch.finfo(COMPUTE[prefix.mixed_precision]).eps * float(tried.beside.abs().max())
-    own = max(step, _largest(tried.beside, exact.beside), _largest(tried.alone, _cut(tried.beside[:len(tried.alone)], tried.alone)))
+    own = max(step, _largest(tried.beside, exact.beside),
+              _largest(tried.alone, _cut(tried.beside[:len(tried.alone)], tried.alone)))
     for boundary in sorted(boundaries):
         if not tried.error(boundary) <= ROUNDINGS * own:
             return (f"a replay from layer {boundary} in {prefix.mixed_precision} differs from the full forward by "

@@ -175,7 +175,8 @@ class StepGraphs:
 
     def _backward(self, made: _Recorded) -> None:
         loss = self.trainer.loss_from(made.inputs, made.labels).sum()
-        self.trainer.accelerator.backward(loss * self.trainer.classifier.head.loss_scale * (1 / self._counted(made.labels)))
+        share = 1 / self._counted(made.labels)
+        self.trainer.accelerator.backward(loss * self.trainer.classifier.head.loss_scale * share)
         made.loss = loss.detach().double()
 
     def _counted(self, labels: Tensor) -> int | Tensor:

@@ -111,7 +111,7 @@ def split_counts(data: TaskData, logits: np.ndarray, split: str) -> np.ndarray:
 
 
 def tagging_baseline(data: TaskData) -> dict[str, Any]:
-    """All O for entities (F1 0); else each word's most frequent tag in train, the most frequent of all for a new word."""
+    """All O for entities (F1 0); else each word's most frequent tag in train, for a new word that of all."""
     train = data.splits["train"]
     labels, offsets = flat_labels(train.labels)
     overall = np.bincount(labels, minlength=data.num_outputs)

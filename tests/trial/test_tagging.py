@@ -17,7 +17,8 @@ from finetune.results import RecordStore
 from finetune.training.tagging import count_metrics, sentence_counts
 from finetune.trial import run_trial
 
-SENTENCE = "a\tO\nfilm\tO\nby\tO\nwoody\tB-person\nallen\tI-person\n{n}\tO\n.\tO\n\nnew\tB-place\nyork\tI-place\n{n}\tO\n\n"
+SENTENCE = ("a\tO\nfilm\tO\nby\tO\nwoody\tB-person\nallen\tI-person\n{n}\tO\n.\tO\n\n"
+            "new\tB-place\nyork\tI-place\n{n}\tO\n\n")
 
 
 @pytest.fixture
@@ -82,14 +83,16 @@ def test_schemes_are_told_apart_and_lose_nothing(scheme):
 
 
 def test_a_sequence_that_cannot_be_is_named_and_repaired_by_rule():
-    checked = check_tags([["B-x", "I-x", "O"], ["O", "I-x", "O"], ["B-x", "B-x", "O"]], ["f line 1", "f line 5", "f line 9"])
+    checked = check_tags([["B-x", "I-x", "O"], ["O", "I-x", "O"], ["B-x", "B-x", "O"]],
+                         ["f line 1", "f line 5", "f line 9"])
     assert checked.sentences[1] == ["O", "B-x", "O"]
     assert "1 tag sequences cannot be in BIO (first: f line 5, word 2: 'I-x' after 'O')" in checked.notes[-1]
 
 
 def test_conll_u_leaves_ranges_out_and_a_short_line_is_named():
     word = "{}\t{}\t_\t{}\t_\t_\t_\t_\t_\t_\n"
-    text = "# sent_id = 1\n" + word.format("1-2", "im", "_") + word.format(1, "in", "ADP") + word.format(2, "dem", "DET")
+    text = "# sent_id = 1\n" + word.format("1-2", "im", "_") + word.format(1, "in", "ADP")
+    text += word.format(2, "dem", "DET")
     table = read_conll(text + "\n", "f.conllu", ".conllu")
     assert table.column("tokens") == [["in", "dem"]] and table.column("upos") == [["ADP", "DET"]]
     with pytest.raises(DataError, match="f.conll line 2: 1 columns"):

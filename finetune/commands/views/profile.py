@@ -82,7 +82,8 @@ def _examples(data: TaskData) -> list[dict[str, Any]]:
     train = data.splits["train"]
     _, first_of_each = np.unique(train.labels, axis=0, return_index=True)
     rows = [*sorted(first_of_each.tolist())[:EXAMPLES], *range(len(train))]
-    return [{"texts": [" ".join(train.texts[row])] if data.task == TAGGED else list(train.texts[row]), "label": label_text(data, train.labels[row]), "id": str(train.ids[row])}
+    return [{"texts": [" ".join(train.texts[row])] if data.task == TAGGED else list(train.texts[row]),
+             "label": label_text(data, train.labels[row]), "id": str(train.ids[row])}
             for row in list(dict.fromkeys(rows))[:EXAMPLES]]
 
 

@@ -23,7 +23,8 @@ from finetune.errors import DataError
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".ft", EXCEL, *CONLL)
 _TEXT = (".ft", ".txt")  # fastText's lines; a .txt only where it is named itself: in a folder it is mostly a readme
 READABLE = (*SUFFIXES, ".txt")
-ALLOWED = ".csv, .tsv, .jsonl, .json, .parquet, .xlsx, fastText's .txt, .conll, .conllu, each but .xlsx also as .gz, .bz2, .xz or .zst"
+ALLOWED = (".csv, .tsv, .jsonl, .json, .parquet, .xlsx, fastText's .txt, .conll, .conllu, each but .xlsx also as .gz, "
+           ".bz2, .xz or .zst")
 
 
 def is_data_file(path: Path) -> bool:

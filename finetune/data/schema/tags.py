@@ -25,7 +25,7 @@ class Checked:
 
 
 def spans(tags: Sequence[str]) -> list[Span]:
-    """Entities as CoNLL's script sees them, in any scheme, whether or not the sequence can be (seqeval's own reading)."""
+    """Entities as CoNLL's script sees them, in any scheme, whether or not the sequence can be."""
     from seqeval.metrics.sequence_labeling import get_entities
 
     usual = {"L": "E", "U": "S"}
