@@ -143,7 +143,7 @@ class TrialConfig(BaseModel):
         None, "column with the label, or several 0/1 columns (multi-label); default: found", group="data",
         in_trial_id=CONTENT,
     )
-    task: Literal["auto", "classification", "regression", "multilabel"] = knob(
+    task: Literal["auto", "classification", "regression", "multilabel", "token_classification"] = knob(
         "auto", "what is predicted; auto reads it off the labels", group="data", in_trial_id=CONTENT
     )
     validation_size: int | float = knob(

@@ -13,6 +13,7 @@ from analysis.figures.plots import DepthCurve, axis_name, draw_depth_curves, num
 from analysis.figures.plots_tuning import Grid, axis_of, line_styles
 from analysis.findings.curves import SPLIT, Curve, Point
 from analysis.statistics import stats
+from analysis.statistics.metrics import TAGGED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +28,9 @@ def class_hits(point: Point, task: str, seeds: Sequence[int]) -> np.ndarray:
         predictions = point.choice.setting.trials[seed].predictions(SPLIT)
         assert predictions is not None  # the curve has labels, so it was measured on predictions
         logits, labels, _ = predictions
-        if task == "multilabel":
+        if task == TAGGED:
+            found.append(_entity_recall(logits))
+        elif task == "multilabel":
             found.append(np.where(labels > 0, (logits > 0).astype(float), np.nan))
         else:
             classes = np.arange(logits.shape[1])
@@ -36,13 +39,21 @@ def class_hits(point: Point, task: str, seeds: Sequence[int]) -> np.ndarray:
     return np.array(found)
 
 
+def _entity_recall(counts: np.ndarray) -> np.ndarray:
+    """(sentences, types) whose mean is each type's recall, and whose spread is that of a ratio of sums."""
+    hits, true = counts[:, :-1, 0], counts[:, :-1, 2]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        recall = hits.sum(axis=0) / true.sum(axis=0)
+        return np.where(true.sum(axis=0) > 0, (hits - recall * true) / true.mean(axis=0) + recall, np.nan)
+
+
 def class_changes(curve: Curve) -> Grid | None:
     """Change of each class's recall against full fine-tuning, by arm; bold where its own 95% interval excludes 0.
 
     With many classes those that change most. None without classes, predictions or a reference.
     """
     task = curve.protocol.group.identity["task"]
-    names = curve.label_names()
+    names = curve.class_names() if task == TAGGED else curve.label_names()
     if curve.reference is None or task == "regression" or not names or curve.labels is None:
         return None
     others = [p for p in curve.shown if not p.arm.is_reference]

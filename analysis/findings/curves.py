@@ -232,12 +232,18 @@ class Curve:
     @cached_property
     def baseline_rows(self) -> np.ndarray | float | None:
         """The baseline's score per row where the majority class is known from its accuracy, else its value."""
-        if self.metric == "accuracy" and self.labels is not None and self.baseline is not None:
+        if self.metric == "accuracy" and self.labels is not None and self.labels.ndim == 1 \
+                and self.baseline is not None:
             for label in np.unique(self.labels):
                 hits = (self.labels == label).astype(np.float64)
                 if abs(hits.mean() - self.baseline) < TOLERANCE:
                     return hits
         return self.baseline
+
+    def class_names(self) -> list[str]:
+        """What a record counts one by one: classes, labels, or entity types."""
+        details = self.points[0].trials[0].record.details.get(SPLIT, {})
+        return [str(entry["label"]) for entry in details.get("per_class", [])]
 
     def label_names(self) -> list[str]:
         return [str(name) for name in self.points[0].trials[0].record.data.get("label_names") or []]

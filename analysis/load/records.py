@@ -63,6 +63,10 @@ class Trial:
         arrays = self.read()
         if f"{split}_logits" not in arrays:
             return None
+        if f"{split}_counts" in arrays:  # one label per token: a row is a sentence, its counts are what is compared
+            counts, ids = np.asarray(arrays[f"{split}_counts"]), np.asarray(arrays[f"{split}_ids"])
+            order = np.argsort(ids, kind="stable")
+            return counts[order], np.column_stack([counts[order, :-1, 2], counts[order, -1, 1]]), ids[order]
         logits, labels, ids = (np.asarray(arrays[f"{split}_{part}"]) for part in ("logits", "labels", "ids"))
         order = np.argsort(ids, kind="stable")
         return logits[order], labels[order], ids[order]

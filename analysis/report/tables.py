@@ -101,6 +101,8 @@ def _answers(task: str, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndar
     if task == "regression":
         return (labels.astype(np.float64), logits.reshape(len(labels)).astype(np.float64),
                 metrics.per_row("mse", task, logits, labels).astype(np.float32))
+    if task == metrics.TAGGED:  # words, words right, their share
+        return logits[:, -1, 1], logits[:, -1, 0], metrics.per_row("accuracy", task, logits, labels).astype(np.float32)
     if task == "multilabel":
         return (_bits(labels > 0), _bits(logits > 0),
                 metrics.per_row("subset_accuracy", task, logits, labels).astype(np.float32))

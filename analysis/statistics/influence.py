@@ -21,9 +21,9 @@ def row_values(metric: str, task: str, logits: np.ndarray, labels: np.ndarray) -
     `finetune.data.Split`.
     """
     logits = np.asarray(logits)
-    if logits.ndim == 3:
+    if logits.ndim == (4 if task == metrics.TAGGED else 3):
         return np.stack([row_values(metric, task, one, labels) for one in logits])
-    if metrics.is_mean_over_rows(metric):
+    if metrics.is_mean_over_rows(metric, task):
         return metrics.per_row(metric, task, logits, labels)
     value = float(metrics.weighted(metric, task, logits, labels, np.ones((1, len(labels))))[0])
     return value + influence(metric, task, logits, labels)
@@ -31,7 +31,9 @@ def row_values(metric: str, task: str, logits: np.ndarray, labels: np.ndarray) -
 
 def influence(metric: str, task: str, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(rows,) influence values, which sum to 0; logits (rows, outputs), labels as in `finetune.data.Split`."""
-    if metrics.is_mean_over_rows(metric):
+    if task == metrics.TAGGED:
+        values = _of_counts(metric, logits)
+    elif metrics.is_mean_over_rows(metric):
         values = metrics.per_row(metric, task, logits, labels)
     elif task == "regression":
         values = _correlation(metric, np.asarray(logits, np.float64).reshape(len(labels)), labels.astype(np.float64))
@@ -64,6 +66,27 @@ def _f1(metric: str, truth: np.ndarray, said: np.ndarray) -> np.ndarray:
         share = truth.mean(axis=0)
         return derivative @ share + truth @ by_class - truth.sum(axis=1) * (by_class @ share)
     return derivative.mean(axis=1)
+
+
+def _of_counts(metric: str, counts: np.ndarray) -> np.ndarray:
+    """Sentences with tags: ratios of sums, a / b, with the derivative (a_i - a/b·b_i) / mean(b).
+
+    counts (sentences, kinds + 1, 3) as `finetune.training.tagging.sentence_counts` has them.
+    """
+    if metric in ("accuracy", "loss"):
+        top, below = counts[:, -1, 0 if metric == "accuracy" else 2][:, None], counts[:, -1, 1][:, None]
+    else:
+        hits, said, true = (counts[:, :-1, column] for column in range(3))
+        if metric == "f1_macro":
+            seen = (said + true).any(axis=0)
+            hits, said, true = hits[:, seen], said[:, seen], true[:, seen]
+        else:
+            hits, said, true = (column.sum(axis=1, keepdims=True) for column in (hits, said, true))
+        top, below = (hits, said) if metric == "precision" else (hits, true) if metric == "recall" else (
+            2 * hits, said + true)
+    ratio = _ratio(top.mean(axis=0), below.mean(axis=0))
+    each = _ratio(top - ratio * below, np.broadcast_to(below.mean(axis=0), top.shape))
+    return each.mean(axis=1) if each.shape[1] else np.zeros(len(counts))
 
 
 def _matthews(truth: np.ndarray, said: np.ndarray) -> np.ndarray:

@@ -13,13 +13,19 @@ MOST_WEIGHTS = 40_000_000  # 160 MB
 EXACT = {"accuracy", "subset_accuracy", "loss", "mse"}  # means over rows
 
 
-def is_mean_over_rows(metric: str) -> bool:
-    return metric in EXACT
+TAGGED = "token_classification"  # a row is a sentence; its counts stand in place of logits
+
+
+def is_mean_over_rows(metric: str, task: str = "classification") -> bool:
+    """Sentences have different numbers of words: there even accuracy is a ratio of sums."""
+    return metric in EXACT and task != TAGGED
 
 
 def per_row(metric: str, task: str, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(rows,) scores whose mean is the metric. logits (rows, outputs), labels as in `finetune.data.Split`."""
     logits = np.asarray(logits, dtype=np.float64)
+    if task == TAGGED:  # mean over the words of each sentence
+        return logits[:, -1, 0 if metric == "accuracy" else 2] / logits[:, -1, 1]
     if metric == "accuracy":
         return (logits.argmax(axis=1) == labels).astype(np.float64)
     if metric == "subset_accuracy":
@@ -46,6 +52,8 @@ def weighted(metric: str, task: str, logits: np.ndarray, labels: np.ndarray, wei
     """
     if task == "regression":
         return _weighted_correlation(metric, logits.reshape(len(labels)), labels, weights)
+    if task == TAGGED:
+        return _of_counts(metric, np.einsum("dr,rkc->dkc", weights, logits))
     if task == "multilabel":
         return _f1(metric, *_label_counts(logits, labels, weights))
     table = _confusion(logits, labels, weights)
@@ -57,6 +65,19 @@ def weighted(metric: str, task: str, logits: np.ndarray, labels: np.ndarray, wei
         seen = (predicted + true) > 0
         return _ratio((_ratio(2 * hits, predicted + true) * seen).sum(axis=1), seen.sum(axis=1))
     return _f1(metric, hits, predicted, true)
+
+
+def _of_counts(metric: str, total: np.ndarray) -> np.ndarray:
+    """Sums (draws, kinds + 1, 3) of `finetune.training.tagging.sentence_counts` -> (draws,) of a metric."""
+    hits, said, true = (total[:, :-1, column] for column in range(3))
+    right, words, loss = total[:, -1].T
+    if metric in ("accuracy", "loss"):
+        return _ratio(right if metric == "accuracy" else loss, words)
+    if metric == "f1_macro":
+        seen = (said + true) > 0
+        return _ratio((_ratio(2 * hits, said + true) * seen).sum(axis=1), seen.sum(axis=1))
+    hits, said, true = (column.sum(axis=1) for column in (hits, said, true))
+    return {"f1": _ratio(2 * hits, said + true), "precision": _ratio(hits, said), "recall": _ratio(hits, true)}[metric]
 
 
 def _confusion(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -18,7 +18,8 @@ from finetune.data.sources.catalog import BUNDLED, bundled_folder
 from finetune.data.sources.local import configurations, open_local, stamp
 from finetune.data.sources.source import Source
 from finetune.data.splits.splits import carve, text_key
-from finetune.data.task_data import Split, TaskData, fingerprint
+from finetune.data.tagged import never_in_train, read_tagged, tagged_columns
+from finetune.data.task_data import TAGGED, Split, TaskData, fingerprint
 from finetune.errors import DataError, did_you_mean, shown
 from finetune.files import canonical_json
 
@@ -98,12 +99,15 @@ def choose_columns(source: Source, config: TrialConfig) -> Columns:
     """Text and label columns of the train split, with the reasons. Raises DataError when there are none."""
     if "train" not in source.tables:
         raise DataError(f"{source.name}: no train split; there are {', '.join(map(shown, source.tables))}")
-    return find_columns(source.tables["train"], config.text_column, config.label_column, source.known)
+    tagged = tagged_columns(source, config)
+    return tagged or find_columns(source.tables["train"], config.text_column, config.label_column, source.known)
 
 
 def assemble(source: Source, config: TrialConfig) -> TaskData:
     """Columns → usable rows → task and labels → splits. Raises DataError where these contradict each other."""
     columns = choose_columns(source, config)
+    if tagged_columns(source, config) is not None:
+        return _assemble_tagged(source, columns, config)
     labelled, unlabelled = _read_rows(source, columns)
     task = source.task if config.task == "auto" else config.task
     labels = [label for read in labelled.values() for label in read.labels]
@@ -121,6 +125,23 @@ def assemble(source: Source, config: TrialConfig) -> TaskData:
         text_columns=columns.text, label_column=", ".join(columns.label),
         rejected=[row for read in labelled.values() for row in read.rejected], notes=notes,
         glue_metric=source.glue_metric,
+    )
+
+
+def _assemble_tagged(source: Source, columns: Columns, config: TrialConfig) -> TaskData:
+    """The same for sentences with a tag per word."""
+    splits, names, checked, rejected = read_tagged(source, columns)
+    check_row_count(splits)
+    notes = [*source.notes, *(note for table in source.tables.values() for note in table.notes), *checked.notes]
+    notes += _make_missing(splits, LabelSpace(TAGGED, names), config,
+                           dict.fromkeys(set(source.tables) - set(splits), 0))
+    notes += never_in_train(splits, names)
+    return TaskData(
+        name=source.name, config_name=source.config_name, task=TAGGED, label_names=names, num_outputs=len(names),
+        splits=splits, fingerprint=fingerprint(TAGGED, [*names, checked.scheme or ""], splits),
+        text_columns=columns.text, label_column=columns.label[0],
+        rejected=[*(row for table in source.tables.values() for row in table.rejected), *rejected], notes=notes,
+        scheme=checked.scheme,
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from finetune.data.task_data import TaskData
+from finetune.data.tagged import tag_counts
+from finetune.data.task_data import TAGGED, TaskData
 
 
 def target_units(data: TaskData) -> tuple[float, float]:
@@ -28,5 +29,6 @@ def balanced_weights(data: TaskData) -> np.ndarray:
     if data.task == "multilabel":
         positive = labels.sum(axis=0)
         return (len(labels) - positive) / np.maximum(positive, 1)
-    counts = np.bincount(labels, minlength=data.num_outputs)
+    counts = tag_counts(labels, data.num_outputs) if data.task == TAGGED else np.bincount(
+        labels, minlength=data.num_outputs)
     return counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))

@@ -9,7 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-Task = Literal["classification", "regression", "multilabel"]
+Task = Literal["classification", "regression", "multilabel", "token_classification"]
+TAGGED = "token_classification"
+NO_TAG = -1  # in a split's labels, where a sentence is over
 SPLITS = ("train", "validation", "test")
 
 
@@ -17,8 +19,9 @@ SPLITS = ("train", "validation", "test")
 class Split:
     """Rows of one split.
 
-    texts   per row (text,) or (text, pair)
+    texts   per row (text,) or (text, pair); the words of a sentence where each has a tag
     labels  int64 (n,) classes | float32 (n,) targets | float32 (n, labels) of 0/1
+            | int64 (n, words of the longest sentence) tags, NO_TAG beyond a sentence's end
     ids     unicode (n,): where each row came from, e.g. "train:17" (split of the source, row counted from 0)
     """
 
@@ -28,6 +31,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def tagged(self) -> bool:
+        """Whether each word has a label."""
+        return self.labels.ndim == 2 and self.labels.dtype.kind == "i"
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Split:
         rows = np.asarray(rows, dtype=np.int64)
@@ -61,6 +69,7 @@ class TaskData:
     label_column: str = ""
     rejected: list[RejectedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # sentences for the report
+    scheme: str | None = None  # of tags, by seqeval's name; None for tags without prefixes
     glue_metric: str | None = None  # GLUE's own metric, for a GLUE task
 
     def with_split(self, name: str, split: Split, *notes: str) -> TaskData:

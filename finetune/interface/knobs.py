@@ -76,7 +76,7 @@ class Knobs(TypedDict, total=False):
     """Column with the text, or two columns (a pair); default: found."""
     label_column: str | list[str] | None
     """Column with the label, or several 0/1 columns (multi-label); default: found."""
-    task: Literal["auto", "classification", "regression", "multilabel"]
+    task: Literal["auto", "classification", "regression", "multilabel", "token_classification"]
     """What is predicted; auto reads it off the labels. Default: auto."""
     validation_size: int | float
     """Rows (a count) or share of the training rows for a validation split that has to be made. Default: 0.1."""

@@ -36,6 +36,15 @@ def very_first(mask: Tensor) -> Tensor:
     return torch.zeros(len(mask), dtype=torch.long, device=mask.device)
 
 
+TOKENS = "tokens"  # no pooling: the first subword of each word
+
+
+def words_at(hidden: Tensor, position: Tensor) -> Tensor:
+    """hidden (batch, tokens, width), position (batch, words), -1 for none -> (batch, words, width), zeros for none."""
+    found = hidden.gather(1, position.clamp(min=0).unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+    return found * (position >= 0).unsqueeze(-1).to(found.dtype)
+
+
 READ = {"cls": first_token, "last": last_token, "pooler": very_first}  # poolings that read one token of each row
 
 
@@ -95,7 +104,10 @@ class Classifier(nn.Module):
             install(self.backbone, source.cuttable, self.reader)
 
     def pool(self, **inputs: Tensor) -> Tensor:
-        """The head's input: (batch, width)."""
+        """The head's input: (batch, width); (batch, words, width) where each word has a label."""
+        if self.pooling == TOKENS:
+            position = inputs.pop("words")
+            return words_at(self.backbone(**inputs).last_hidden_state, position)
         mask = inputs["attention_mask"]
         if self.pooling == "mean":
             return mean_pool(self.backbone(**inputs).last_hidden_state, mask)

@@ -23,6 +23,11 @@ def chosen_pooling(pooling: str | None, stack: LayerStack) -> str:
     return pooling or ("last" if stack.causal else "mean")
 
 
+def pooling_of(pooling: str | None, stack: LayerStack, task: str) -> str:
+    """`chosen_pooling`; "tokens" where each word has a label, and nothing is pooled."""
+    return "tokens" if task == "token_classification" else chosen_pooling(pooling, stack)
+
+
 def strip_unused_pooler(model: nn.Module, pooling: str) -> None:
     """Drop a pooler that `pooling` does not use, in place: it would count as trainable and never learn."""
     if pooling == "pooler" or getattr(model, "pooler", None) is None:

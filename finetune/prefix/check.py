@@ -68,7 +68,8 @@ def _rounding_error(prefix: Prefix, split: Collator, boundaries: set[int], layer
     """Why replays in mixed precision are too coarse, or None."""
     tried = _try(prefix, split, boundaries, layer_outputs)
     step = torch.finfo(COMPUTE[prefix.mixed_precision]).eps * float(tried.beside.abs().max())
-    own = max(step, _largest(tried.beside, exact.beside), _largest(tried.alone, tried.beside[:len(tried.alone)]))
+    own = max(step, _largest(tried.beside, exact.beside),
+              _largest(tried.alone, _cut(tried.beside[:len(tried.alone)], tried.alone)))
     for boundary in sorted(boundaries):
         if not tried.error(boundary) <= ROUNDINGS * own:
             return (f"a replay from layer {boundary} in {prefix.mixed_precision} differs from the full forward by "
@@ -123,7 +124,7 @@ def _replayed(prefix: Prefix, replay: Replay, split: Collator, short: np.ndarray
     """The pooled vectors of `both`, with what the short rows were alone in place of what they are beside long ones."""
     kept = rounded(alone[boundary], prefix.mixed_precision), rounded(expected[boundary], prefix.mixed_precision)
     if boundary == prefix.stack.num_layers:
-        return torch.cat([kept[0], kept[1][len(short):]])
+        return torch.cat([_widened(kept[0], kept[1]), kept[1][len(short):]])
     inputs = to_device(split(both), prefix.device)
     hidden = torch.zeros_like(expected[boundary])
     for position, row in enumerate(both):
@@ -137,6 +138,18 @@ def _replayed(prefix: Prefix, replay: Replay, split: Collator, short: np.ndarray
     value = prefix.capture(inputs).values[prefix.stack.num_layers]
     replay.set(boundary, None)
     return value
+
+
+def _cut(value: Tensor, like: Tensor) -> Tensor:
+    """(rows, words, width) of as many words as `like` has; pooled vectors as they are."""
+    return value[:, :like.shape[1]] if value.dim() == 3 else value
+
+
+def _widened(value: Tensor, like: Tensor) -> Tensor:
+    """(rows, words, width) with zeros up to the words of `like`; pooled vectors as they are."""
+    if value.dim() == 2:
+        return value
+    return torch.nn.functional.pad(value, (0, 0, 0, like.shape[1] - value.shape[1]))
 
 
 def _largest(found: Tensor, expected: Tensor) -> float:

@@ -150,6 +150,11 @@ def _fitting(value: Tensor, prefix: Prefix) -> np.ndarray:
 
 def _write(target: np.ndarray, found: np.ndarray, rows: np.ndarray, split: Collator, offsets: np.ndarray,
            pooled: bool) -> None:
+    if pooled and split.encoded.words is not None:
+        ends = row_offsets(split.encoded.words.kept)
+        for position, row in enumerate(rows):
+            target[ends[row]:ends[row + 1]] = found[position, :ends[row + 1] - ends[row]]
+        return
     if pooled:
         target[rows] = found
         return

@@ -109,7 +109,9 @@ class PrefixReuse:
         if served is not None:
             served.rows += len(rows)
             if served.pooled:
-                return {"pooled": served.vectors(rows)}
+                words = split.encoded.words
+                return {"pooled": served.vectors(rows) if words is None
+                        else served.padded(rows, split.word_width(rows))}
         inputs = to_device(split(rows), self.device)
         return inputs if served is None else {
             **inputs, HIDDEN: served.padded(rows, inputs["input_ids"].shape[1])}
@@ -193,7 +195,7 @@ class PrefixReuse:
         return worth_keeping(wanted, {boundary: self._bytes(boundary) for boundary in wanted}, budget)
 
     def _bytes(self, boundary: int) -> int:
-        rows = sum(len(split.encoded) for split in self.splits)
+        rows = sum(_vectors(split) for split in self.splits)
         tokens = sum(int(split.encoded.lengths.sum()) for split in self.splits)
         size = kept_dtype(torch.float32, self.source.mixed_precision).itemsize
         return size * self.stack.width * (rows if boundary == self.stack.num_layers else tokens)
@@ -211,7 +213,7 @@ class PrefixReuse:
             for boundary in boundaries:
                 value = example.values[boundary]
                 pooled = boundary == self.stack.num_layers
-                count = len(split.encoded) if pooled else int(split.encoded.lengths.sum())
+                count = _vectors(split) if pooled else int(split.encoded.lengths.sum())
                 kept = prefix.kept(value)
                 writers[boundary] = stack.enter_context(self.store.writer(
                     self.key(split, boundary), (count, value.shape[-1]), array_dtype(kept),
@@ -256,6 +258,12 @@ class PrefixReuse:
         if self._replay is None:
             self._replay = Replay(self.stack, int(entry.facts["layer_outputs"]))
         return self._replay
+
+
+def _vectors(split: Collator) -> int:
+    """What the head reads of a split: a vector per row, or per word that the model sees."""
+    words = split.encoded.words
+    return len(split.encoded) if words is None else int(words.kept.sum())
 
 
 def prefix_example(prefix: Prefix, split: Collator, boundaries: set[int]) -> Any:

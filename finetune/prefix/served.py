@@ -51,11 +51,13 @@ class Served:
     def of(cls, entry: Entry, boundary: int, split: Collator, num_layers: int, device: torch.device,
            budget: int | None = None) -> Served:
         """`budget`: bytes that activations may take on the device; None: a share of what is free."""
-        lengths, pooled = split.encoded.lengths, boundary == num_layers
-        offsets = row_offsets(lengths)
-        resident = residents.get(entry, kept_as(entry), offsets, pooled, split.side, device, budget) \
+        lengths, pooled, side = split.encoded.lengths, boundary == num_layers, split.side
+        offsets, words = row_offsets(lengths), split.encoded.words
+        if pooled and words is not None:
+            offsets, side = row_offsets(words.kept), "right"
+        resident = residents.get(entry, kept_as(entry), offsets, pooled and words is None, side, device, budget) \
             if device.type in RESIDENT_ON else None
-        return cls(entry, boundary, pooled, lengths, split.side, device, 0, offsets, resident)
+        return cls(entry, boundary, pooled, lengths, side, device, 0, offsets, resident)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -7,7 +7,7 @@ from finetune.saving.manifest import KeptModel
 CARD = """---
 base_model: {base}
 library_name: transformers
-pipeline_tag: text-classification
+pipeline_tag: {pipeline}
 tags: [stellar-finetuning]
 ---
 
@@ -77,8 +77,10 @@ def model_card(manifest: KeptModel, class_name: str) -> str:
     return CARD.format(
         base=manifest.base.name, revision=manifest.base.revision or "unknown", digest=manifest.base.digest[:16],
         title=f"{manifest.base.name.rpartition('/')[2]} on {data['name']}",
+        pipeline="token-classification" if manifest.task == "token_classification" else "text-classification",
         what={"classification": "A text classifier", "regression": "A regression on text",
-              "multilabel": "A multi-label text classifier"}[manifest.task],
+              "multilabel": "A multi-label text classifier",
+              "token_classification": "A token classifier (one tag per word, on its first subword)"}[manifest.task],
         strategy=manifest.strategy, trainable=trainable, total=total, share=trainable / total,
         epochs=f"{config['num_train_epochs']} epoch{'s' * (config['num_train_epochs'] != 1)}",
         metric=manifest.metric, best=manifest.best_epoch, seed=config["seed"],

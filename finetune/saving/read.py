@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from finetune.config import TrialConfig
-from finetune.errors import EnvironmentProblem
+from finetune.errors import ConfigError, EnvironmentProblem
 from finetune.freezing import resolve_strategy
 from finetune.freezing.prepare import prepare_backbone
 from finetune.models.backbone import Backbone, load_backbone
@@ -32,6 +32,9 @@ def load_kept(path: Path) -> LoadedModel:
     Raises ConfigError when there is none, EnvironmentProblem when files are damaged or the base is not the same.
     """
     folder, manifest = find_kept(path)
+    if manifest.task == "token_classification":
+        raise ConfigError(f"{folder} holds a token classifier (task = {manifest.task}), which `finetune predict` and "
+                          "`finetune export` cannot read yet; allowed: classification, regression, multilabel")
     return _from_delta(folder, manifest) if manifest.kind == "delta" else _from_full(folder, manifest)
 
 

@@ -18,7 +18,8 @@ import torch
 
 from finetune.config import TrialConfig
 from finetune.data.encoding.batches import Collator, to_device
-from finetune.errors import ConfigError
+from finetune.data.task_data import TAGGED
+from finetune.errors import ConfigError, Problem
 from finetune.files import atomic_write
 from finetune.prefix.fill import Prefix, fill_batches, row_offsets
 from finetune.prefix.reuse import PrefixReuse
@@ -36,6 +37,9 @@ INVERSE_PENALTY = 0.01  # of standardised features: hundreds of them on hundreds
 def layer_probe(config: TrialConfig) -> dict[str, Any]:
     """{"metric", "split", "points": [{"freeze_depth", "value"}]}: -1 the embeddings' output, k the first k layers'."""
     resolved = resolve_trial(config.replace(freeze_depth=0, strategy=None, reinit_layers=0))
+    if resolved.data.task == TAGGED:
+        raise ConfigError([Problem("task", TAGGED, "a probe is of one vector per row; allowed: classification, "
+                                                   "regression, multilabel")])
     classifier, stack = build_classifier(resolved)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     classifier.to(device)

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finetune.data.task_data import TAGGED
 from finetune.errors import TrialFailed
+from finetune.training.tagging import (
+    ENTITY_METRICS,
+    TAG_METRICS,
+    count_metrics,
+    kind_table,
+    split_counts,
+    tagging_baseline,
+)
 
 if TYPE_CHECKING:
     from finetune.data.task_data import Split, TaskData
@@ -18,8 +27,10 @@ MOST_CONFUSED = 30  # classes up to which a record holds the confusion matrix
 LOWER_IS_BETTER = frozenset({"loss", "mse"})
 
 
-def metric_names(task: str, num_outputs: int) -> list[str]:
+def metric_names(task: str, num_outputs: int, scheme: str | None = None) -> list[str]:
     """What `compute_metrics` returns for a task, the default metric first."""
+    if task == TAGGED:
+        return list(ENTITY_METRICS if scheme else TAG_METRICS)
     if task == "regression":
         return ["pearson", "spearman", "mse", "loss"]
     if task == "multilabel":
@@ -28,9 +39,9 @@ def metric_names(task: str, num_outputs: int) -> list[str]:
     return ["accuracy", *binary, "f1_macro", "f1_weighted", "matthews", "loss"]
 
 
-def default_metric(task: str, num_outputs: int, glue_metric: str | None = None) -> str:
+def default_metric(task: str, num_outputs: int, glue_metric: str | None = None, scheme: str | None = None) -> str:
     """The metric that picks the best epoch unless a knob says otherwise: GLUE's own, or the task's."""
-    return glue_metric or metric_names(task, num_outputs)[0]
+    return glue_metric or metric_names(task, num_outputs, scheme)[0]
 
 
 def higher_is_better(name: str) -> bool:
@@ -134,6 +145,13 @@ def per_class_table(
     ]
 
 
+def split_metrics(data: TaskData, logits: np.ndarray, split: str) -> dict[str, float]:
+    """The task's metrics of logits (rows, outputs), or (words, tags), on a split."""
+    if data.task == TAGGED:
+        return count_metrics(split_counts(data, logits, split), data.scheme)
+    return compute_metrics(data.task, logits, data.splits[split].labels)
+
+
 def class_details(data: TaskData, predictions: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     """A record's `details` per split that was predicted: {"per_class": …, "confusion": …}; none for a regression.
 
@@ -141,6 +159,9 @@ def class_details(data: TaskData, predictions: Mapping[str, np.ndarray]) -> dict
     predictions.
     """
     splits = [name for name in ("validation", "test") if f"{name}_logits" in predictions]
+    if data.task == TAGGED:
+        return {name: {"per_class": kind_table(predictions[f"{name}_counts"], data.label_names, data.scheme)}
+                for name in splits}
     return {name: _details(data, predictions[f"{name}_logits"], predictions[f"{name}_labels"]) for name in splits}
 
 
@@ -159,6 +180,8 @@ def baseline(data: TaskData) -> dict[str, Any]:
     "majority": the training rows' class frequencies as probabilities (add-one smoothed, so that the loss is finite),
     per label when multi-label. "mean": the mean training target.
     """
+    if data.task == TAGGED:
+        return tagging_baseline(data)
     logits = _constant_logits(data)
     splits = {name: data.splits[name] for name in ("validation", "test")}
     kind = "mean" if data.task == "regression" else "majority"

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from finetune.data.encoding.words import IGNORED
+from finetune.data.task_data import TAGGED
 from finetune.training.memory import is_out_of_memory
 from finetune.training.random_state import random_states, set_random_states
 
@@ -39,6 +41,7 @@ class Trained(Protocol):
     """What a recorded step needs of a trainer (`loop.Trainer`)."""
 
     config: Any
+    task: str
     accelerator: Any
     classifier: nn.Module
     strategy: Any
@@ -172,8 +175,13 @@ class StepGraphs:
 
     def _backward(self, made: _Recorded) -> None:
         loss = self.trainer.loss_from(made.inputs, made.labels).sum()
-        self.trainer.accelerator.backward(loss * self.trainer.classifier.head.loss_scale * (1 / len(made.labels)))
+        share = 1 / self._counted(made.labels)
+        self.trainer.accelerator.backward(loss * self.trainer.classifier.head.loss_scale * share)
         made.loss = loss.detach().double()
+
+    def _counted(self, labels: Tensor) -> int | Tensor:
+        """What the loss is a mean over: rows, or words."""
+        return len(labels) if self.trainer.task != TAGGED else (labels != IGNORED).sum().clamp(min=1)
 
     def _whole(self, made: _Recorded) -> None:
         self._backward(made)

@@ -24,6 +24,8 @@ from finetune.data.encoding.batches import (
     to_device,
     training_batches,
 )
+from finetune.data.encoding.words import IGNORED
+from finetune.data.task_data import TAGGED
 from finetune.errors import Interrupted, TrialFailed
 from finetune.freezing import (
     AuditReport,
@@ -48,6 +50,9 @@ from finetune.training.schedule import carry_state, make_optimizer, set_learning
 def per_example_loss(task: str, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """logits (batch, outputs), labels as in Split -> (batch,): cross-entropy, squared error or mean binary CE."""
     logits = logits.float()
+    if task == TAGGED:  # summed over the words of each row; the mean over words is taken by whoever counts them
+        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight=weights, reduction="none",
+                                        ignore_index=IGNORED).view(labels.shape).sum(1)
     if task == "classification":
         return functional.cross_entropy(logits, labels, weight=weights, reduction="none")
     if task == "regression":
@@ -197,7 +202,7 @@ class Trainer:
 
     def _mean_loss(self, epoch: int) -> float:
         total = torch.as_tensor(self.loss_sum, device=self.accelerator.device, dtype=torch.float64)
-        mean = float(self.accelerator.reduce(total, "sum")) / len(self.train.encoded)
+        mean = float(self.accelerator.reduce(total, "sum")) / self.train.count(np.arange(len(self.train.encoded)))
         if not math.isfinite(mean):
             raise TrialFailed("non-finite", f"the training loss is {mean} in epoch {epoch}; "
                               "try a smaller learning_rate or head_learning_rate")
@@ -238,7 +243,7 @@ class Trainer:
 
     def _gradients(self, window: list[np.ndarray]) -> Tensor:
         """Forward and backward over a window; the gradients are those of its mean loss per row."""
-        accelerator, rows_in_window = self.accelerator, sum(len(rows) for rows in window)
+        accelerator, in_window = self.accelerator, max(1, sum(self.train.count(rows) for rows in window))
         loss_sum = torch.zeros((), device=accelerator.device, dtype=torch.float64)
         mine = [list(shares(rows, accelerator.num_processes))[accelerator.process_index] for rows in window]
         pieces = [piece for rows in mine for piece in self._pieces(rows)]
@@ -247,7 +252,7 @@ class Trainer:
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
                 loss = self.micro_loss(rows).sum()
                 # Ranks average their gradients, so each scales its sum up by their number.
-                share = accelerator.num_processes / rows_in_window
+                share = accelerator.num_processes / in_window
                 accelerator.backward(loss * self.classifier.head.loss_scale * share)
             loss_sum += loss.detach().double()
         return loss_sum
@@ -354,12 +359,9 @@ class Trainer:
             if accelerator.num_processes == 1:  # several would have to agree, and they have different batches
                 signals.check()
         parts = gather_object(mine) if accelerator.num_processes > 1 else mine
-        out = np.empty((len(split.encoded), parts[0][1].shape[1]), np.float32)
-        for rows, logits in parts:
-            out[rows] = logits
-        if not np.isfinite(out).all():
+        if not all(np.isfinite(logits).all() for _, logits in parts):
             raise TrialFailed("non-finite", "the model's logits are not finite; try a smaller learning_rate")
-        return out
+        return split.joined(parts)
 
 
 def _windows(batches: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:

@@ -10,8 +10,9 @@ from finetune.data.encoding.batches import Collator, to_device
 from finetune.data.targets import balanced_weights, target_units
 from finetune.freezing import AuditReport, FreezePlan, audit_loss
 from finetune.freezing.prepare import checkpoint_layers, prepare_backbone
-from finetune.models import LayerStack, chosen_pooling
+from finetune.models import LayerStack
 from finetune.models.head import Classifier, Head
+from finetune.models.poolers import pooling_of
 from finetune.models.tokenizers import embedding_count, require_known
 from finetune.prefix.reuse import PrefixReuse
 from finetune.randomness import stream_seed
@@ -55,7 +56,7 @@ def build_classifier(resolved: ResolvedTrial) -> tuple[Classifier, LayerStack]:
                 target_units(resolved.data))
     if config.gradient_checkpointing:
         checkpoint_layers(stack.model)
-    classifier = Classifier(stack.model, head, chosen_pooling(config.pooling, stack))
+    classifier = Classifier(stack.model, head, pooling_of(config.pooling, stack, resolved.data.task))
     if not config.gradient_checkpointing:  # there layers run again, when nobody says which token is read
         classifier.read_one_token(resolved.backbone)
     return classifier, stack.bind(classifier)

@@ -148,7 +148,7 @@ def _test(run: TrialRun, ended: str) -> TrialOutcome:
     trainer, state, watch = run.trainer, run.state, Stopwatch()
     best, last_entry = state.best, state.history[-1]
     metrics, last = {"validation": best["validation"]}, {"validation": last_entry["validation"]}
-    predictions = {"validation_logits": best["logits"]} | truth(run, "validation")
+    predictions = {"validation_logits": best["logits"]} | truth(run, "validation", best["logits"])
     if ended == "complete":
         trainer.prefix.fill(run.splits["test"])
         with watch:
@@ -159,7 +159,7 @@ def _test(run: TrialRun, ended: str) -> TrialOutcome:
                 trainer.classifier.load_state_dict(trainer.best, strict=False)
                 logits = trainer.logits(run.splits["test"])
                 metrics["test"] = metrics_of(run, logits, "test")
-        predictions |= {"test_logits": logits} | truth(run, "test")
+        predictions |= {"test_logits": logits} | truth(run, "test", logits)
         state.cost["evaluation_seconds"] += watch.seconds
     record = fill_record(run, ended).model_copy(update={
         "metrics": metrics, "last_epoch_metrics": last, "best_epoch": best["epoch"],

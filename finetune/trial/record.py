@@ -9,8 +9,9 @@ import numpy as np
 from finetune.data.recorded import recorded
 from finetune.freezing import FreezePlan
 from finetune.results import TrialRecord
-from finetune.training.evaluation import baseline, compute_metrics
+from finetune.training.evaluation import baseline, split_metrics
 from finetune.training.memory import peak_memory_bytes
+from finetune.training.tagging import flat_labels, split_counts
 from finetune.trial.environment import environment
 from finetune.trial.memo import Memo
 from finetune.trial.resolve import ResolvedTrial
@@ -21,13 +22,16 @@ _baselines_memo = Memo(4)
 
 def metrics_of(run: TrialRun, logits: np.ndarray, split: str) -> dict[str, float]:
     """The task's metrics of logits (rows, outputs) on a split."""
-    data = run.resolved.data
-    return compute_metrics(data.task, logits, data.splits[split].labels)
+    return split_metrics(run.resolved.data, logits, split)
 
 
-def truth(run: TrialRun, split: str) -> dict[str, np.ndarray]:
+def truth(run: TrialRun, split: str, logits: np.ndarray) -> dict[str, np.ndarray]:
     """What predictions.npz holds beside a split's logits."""
     rows = run.resolved.data.splits[split]
+    if rows.tagged:
+        labels, offsets = flat_labels(rows.labels)
+        return {f"{split}_labels": labels, f"{split}_ids": rows.ids, f"{split}_offsets": offsets,
+                f"{split}_counts": split_counts(run.resolved.data, logits, split)}
     return {f"{split}_labels": rows.labels, f"{split}_ids": rows.ids}
 
 

@@ -11,10 +11,12 @@ import torch
 
 from finetune.config import KNOBS, RESULT, TRACKERS, TrialConfig, reporters
 from finetune.data import TaskData, limit_evaluation, load_task_data, subset_train
+from finetune.data.task_data import TAGGED
 from finetune.errors import ConfigError, Problem, did_you_mean
 from finetune.files import digest_of
 from finetune.freezing import resolve_strategy
 from finetune.models import Backbone, check_pooling, chosen_pooling, load_backbone
+from finetune.models.poolers import pooling_of
 from finetune.prefix.reuse import PrefixSource
 from finetune.results import SCHEMA
 from finetune.training.evaluation import default_metric, metric_names
@@ -49,6 +51,8 @@ class ResolvedTrial:
                   "metric_for_best_model": self.metric, "max_length": self.max_length,
                   "pooling": chosen_pooling(self.config.pooling, self.backbone.stack)}
         knobs["mixed_precision"] = self.asked_precision or self.config.mixed_precision
+        if self.data.task == TAGGED:
+            knobs["pooling"] = None
         knobs.pop("split_seed")  # the fingerprint holds the rows that it chose
         if self.config.train_size is None:
             knobs["subset_seed"] = None
@@ -72,7 +76,7 @@ class ResolvedTrial:
             "trial_id": self.trial_id, "setting_id": self.setting_id, "effective": self.effective,
             "strategy": self.strategy.canonical, "freeze_depth": self.strategy.freeze_depth,
             "num_layers": self.backbone.num_layers, "metric": self.metric, "task": self.data.task,
-            "metrics": metric_names(self.data.task, self.data.num_outputs), "rows": rows,
+            "metrics": metric_names(self.data.task, self.data.num_outputs, self.data.scheme), "rows": rows,
             "notes": list(self.data.notes), "rejected": len(self.data.rejected),
             "total_epochs": config.num_train_epochs,
             "total_steps": config.num_train_epochs * -(-rows["train"] // per_step),
@@ -84,7 +88,7 @@ class ResolvedTrial:
         """What decides the activations of a frozen prefix, besides the texts."""
         config, layers = self.config, self.backbone.num_layers
         deciding = [self.backbone.digest, config.attn_implementation, config.mixed_precision,
-                    chosen_pooling(config.pooling, self.backbone.stack)]
+                    pooling_of(config.pooling, self.backbone.stack, self.data.task)]
         rows = [self.effective[name] for name in ("data", "train_size", "subset_seed", "evaluation_size")]
         if config.train_size is not None and config.subset_seed is None:
             rows.append(config.seed)
@@ -103,14 +107,17 @@ def resolve_trial(config: TrialConfig, processes: int = 1) -> ResolvedTrial:
     """Load data and backbone and check the configuration against them. Raises ConfigError with every problem."""
     config = decided(config)
     data = rows_of(config)
+    if data.task == TAGGED:
+        config = config.model_copy(update={"pooling": None})  # it acts on nothing
     backbone = load_backbone(config)
     problems: list[Problem | str] = []
     try:
         strategy = resolve_strategy(config, backbone.num_layers)
     except ConfigError as error:
         strategy, problems = None, list(error.problems)
-    names = metric_names(data.task, data.num_outputs)
-    metric = config.metric_for_best_model or default_metric(data.task, data.num_outputs, data.glue_metric)
+    names = metric_names(data.task, data.num_outputs, data.scheme)
+    metric = config.metric_for_best_model or default_metric(
+        data.task, data.num_outputs, data.glue_metric, data.scheme)
     if metric not in names:
         problems.append(Problem("metric_for_best_model", metric,
                                 f"allowed for this task: {', '.join(names)}{did_you_mean(metric, names)}"))

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.errors import EnvironmentProblem
 from finetune.models.head import Classifier
-from finetune.models.poolers import chosen_pooling
+from finetune.models.poolers import pooling_of
 from finetune.results import TrialRecord
 from finetune.saving.manifest import Base, HeadShape, KeptModel
 from finetune.saving.write import room_for_delta, save_delta, save_full
@@ -46,7 +46,7 @@ def describe(resolved: ResolvedTrial, classifier: Classifier, record: TrialRecor
         kind="delta", trial_id=record.trial_id,
         base=Base(name=name, source=backbone.source, revision=backbone.revision, digest=backbone.digest),
         config=_portable(record.config) | {"model_name_or_path": name}, strategy=resolved.strategy.canonical,
-        pooling=chosen_pooling(resolved.config.pooling, backbone.stack),
+        pooling=pooling_of(resolved.config.pooling, backbone.stack, data.task),
         head=HeadShape(size=resolved.config.head_size, outputs=data.num_outputs,
                        units=tuple(float(value) for value in head.units)),
         task=data.task, label_names=data.label_names, text_columns=list(data.text_columns),

@@ -11,7 +11,8 @@ import numpy as np
 
 from finetune.data.schema.columns import word_count
 from finetune.data.splits.splits import text_key
-from finetune.data.task_data import SPLITS, Split, TaskData
+from finetune.data.tagged import tag_counts
+from finetune.data.task_data import NO_TAG, SPLITS, TAGGED, Split, TaskData
 from finetune.training.evaluation import baseline, default_metric
 
 QUANTILES = {"min": 0.0, "median": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
@@ -27,7 +28,7 @@ def profile(data: TaskData, lengths: Mapping[str, np.ndarray] | None = None) -> 
     """A JSON-able description of `data`. `lengths`: (n,) tokens per row of each split; without them words count."""
     unit = "words" if lengths is None else "tokens"
     lengths = lengths or {name: words(split) for name, split in data.splits.items()}
-    metric = default_metric(data.task, data.num_outputs, data.glue_metric)
+    metric = default_metric(data.task, data.num_outputs, data.glue_metric, data.scheme)
     constant = baseline(data)
     keys = {name: [text_key(texts) for texts in data.splits[name].texts] for name in SPLITS}
     return {
@@ -54,6 +55,9 @@ def label_summary(data: TaskData, labels: np.ndarray) -> dict[str, float]:
     """Rows per class or label; for a regression the target's quantiles."""
     if data.label_names is None:
         return {name: float(np.quantile(labels, q)) for name, q in QUANTILES.items()}
+    if data.task == TAGGED:
+        return {name: int(count) for name, count in zip(
+            data.label_names, tag_counts(labels, data.num_outputs), strict=True)}
     counts = labels.sum(axis=0) if data.task == "multilabel" else np.bincount(labels, minlength=data.num_outputs)
     return {name: int(count) for name, count in zip(data.label_names, counts, strict=True)}
 
@@ -69,7 +73,7 @@ def _conflicts(data: TaskData, keys: dict[str, list[str]]) -> int:
     labels: dict[str, set[bytes]] = defaultdict(set)
     for name in SPLITS:
         for key, label in zip(keys[name], data.splits[name].labels, strict=True):
-            labels[key].add(label.tobytes())
+            labels[key].add((label[label != NO_TAG] if data.task == TAGGED else label).tobytes())
     return sum(len(found) > 1 for found in labels.values())
 
 
@@ -78,7 +82,8 @@ def _examples(data: TaskData) -> list[dict[str, Any]]:
     train = data.splits["train"]
     _, first_of_each = np.unique(train.labels, axis=0, return_index=True)
     rows = [*sorted(first_of_each.tolist())[:EXAMPLES], *range(len(train))]
-    return [{"texts": list(train.texts[row]), "label": label_text(data, train.labels[row]), "id": str(train.ids[row])}
+    return [{"texts": [" ".join(train.texts[row])] if data.task == TAGGED else list(train.texts[row]),
+             "label": label_text(data, train.labels[row]), "id": str(train.ids[row])}
             for row in list(dict.fromkeys(rows))[:EXAMPLES]]
 
 
@@ -86,6 +91,8 @@ def label_text(data: TaskData, label: Any) -> str:
     """One row's label in words."""
     if data.label_names is None:
         return f"{float(label):g}"
+    if data.task == TAGGED:
+        return " ".join(data.label_names[tag] for tag in label[label != NO_TAG])
     if data.task == "multilabel":
         return ", ".join(name for name, flag in zip(data.label_names, label, strict=True) if flag) or "(none)"
     return data.label_names[int(label)]

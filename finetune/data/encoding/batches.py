@@ -78,10 +78,43 @@ class Collator:
         }
         if self.encoded.token_type_ids is not None:
             batch["token_type_ids"] = self._padded(self.encoded.token_type_ids, rows, width, 0)
+        if self.encoded.words is not None:
+            batch["words"] = self._places(rows, width)
         return batch
 
+    def word_width(self, rows: np.ndarray) -> int:
+        """How many words a batch of these rows has; on a GPU as many as tokens, of which few counts occur."""
+        return self.width(rows) if self.bucket > 1 else max(1, *(len(self.encoded.words.index[row]) for row in rows))
+
+    def _places(self, rows: np.ndarray, width: int) -> Tensor:
+        """(rows, words) where each word's first subword stands in the padded batch; -1 beyond the last."""
+        out = np.full((len(rows), self.word_width(rows)), -1, np.int64)
+        for place, row in enumerate(rows):
+            position = self.encoded.words.position[row]
+            out[place, :len(position)] = position + (
+                width - int(self.encoded.lengths[row]) if self.side == "left" else 0)
+        return torch.from_numpy(out)
+
+    def count(self, rows: np.ndarray) -> int:
+        """What the loss is a mean over: rows, or the words that the model sees of them."""
+        return len(rows) if self.encoded.words is None else int(self.encoded.words.kept[rows].sum())
+
     def labels(self, rows: np.ndarray) -> Tensor:
+        """(batch, …); (batch, words) with cross-entropy's ignore_index beyond a sentence's last word."""
+        if self.encoded.words is not None:
+            return torch.from_numpy(self.encoded.words.labels(rows, self.encoded.labels, self.word_width(rows)))
         return torch.from_numpy(np.ascontiguousarray(self.encoded.labels[rows]))
+
+    def joined(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """Logits of batches of rows -> (rows, outputs); (words of all rows, tags), nan where truncation cut a word."""
+        words, outputs = self.encoded.words, parts[0][1].shape[-1]
+        out = np.full((len(self.encoded) if words is None else int(words.counts.sum()), outputs), np.nan, np.float32)
+        for rows, logits in parts:
+            if words is None:
+                out[rows] = logits
+            else:
+                words.flat(rows, logits, out)
+        return out
 
     def _padded(self, arrays: list[np.ndarray], rows: np.ndarray, width: int, fill: int) -> Tensor:
         out = np.full((len(rows), width), fill, np.int64)

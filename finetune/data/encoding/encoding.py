@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from finetune.data.encoding.encoded_cache import cache_key, cached
+from finetune.data.encoding.words import Words, encode_words, words_of
 from finetune.data.task_data import Split
 from finetune.errors import DataError
+from finetune.files import digest_of
 
 WORTH_KEEPING = 500  # rows; fewer are tokenized in less time than a look at the disk takes
 
@@ -40,6 +42,7 @@ class EncodedSplit:
     unknown_rows: float = 0.0
     characters_per_token: float = float("nan")
     largest_id: int = -1
+    words: Words | None = None  # where each word has a label
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -59,8 +62,10 @@ def encode_split(split: Split, tokenizer: Any, max_length: int) -> EncodedSplit:
     Raises DataError for a row that has no tokens.
     """
     key = cache_key(split.texts, tokenizer, max_length) if len(split) >= WORTH_KEEPING else None
-    arrays = (cached(key, lambda: _tokenize(split.texts, tokenizer, max_length)) if key
-              else _tokenize(split.texts, tokenizer, max_length))
+    tokenize = encode_words if split.tagged else _tokenize
+    key = digest_of([key, "words"]) if key and split.tagged else key
+    arrays = (cached(key, lambda: tokenize(split.texts, tokenizer, max_length)) if key
+              else tokenize(split.texts, tokenizer, max_length))
     lengths = arrays["lengths"]
     if (lengths == 0).any():
         raise DataError(f"row {split.ids[int(lengths.argmin())]} has no tokens")
@@ -70,7 +75,7 @@ def encode_split(split: Split, tokenizer: Any, max_length: int) -> EncodedSplit:
         input_ids=input_ids, token_type_ids=types, labels=split.labels, ids=split.ids, lengths=lengths,
         truncated_share=float(arrays["truncated"].mean()) if len(split) else 0.0,
         fingerprint=_fingerprint(arrays), largest_id=int(arrays["input_ids"].max(initial=-1)),
-        **_known(split, arrays, tokenizer),
+        words=words_of(arrays) if split.tagged else None, **_known(split, arrays, tokenizer),
     )
 
 
@@ -125,7 +130,7 @@ def _tokenize(texts: list[tuple[str, ...]], tokenizer: Any, max_length: int) -> 
 
 def _fingerprint(arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
-    for name in ("lengths", "input_ids", "token_type_ids"):
+    for name in ("lengths", "input_ids", "token_type_ids", "word_position", "word_index", "word_counts"):
         if name in arrays:
             digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()

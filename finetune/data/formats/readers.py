@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.formats.compressed import inner_name, unpacked
+from finetune.data.formats.conll import SUFFIXES as CONLL
+from finetune.data.formats.conll import read_conll
 from finetune.data.formats.decoding import clean, decode_text, note_on_encoding
 from finetune.data.formats.delimited import read_delimited
 from finetune.data.formats.excel import SUFFIX as EXCEL
@@ -18,10 +20,11 @@ from finetune.data.formats.jsonfile import DEPTH, WHOLE, looks_like_one_value, r
 from finetune.data.formats.table import Table
 from finetune.errors import DataError
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".ft", EXCEL)
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".ft", EXCEL, *CONLL)
 _TEXT = (".ft", ".txt")  # fastText's lines; a .txt only where it is named itself: in a folder it is mostly a readme
 READABLE = (*SUFFIXES, ".txt")
-ALLOWED = ".csv, .tsv, .jsonl, .json, .parquet, .xlsx, fastText's .txt, each but .xlsx also as .gz, .bz2, .xz or .zst"
+ALLOWED = (".csv, .tsv, .jsonl, .json, .parquet, .xlsx, fastText's .txt, .conll, .conllu, each but .xlsx also as .gz, "
+           ".bz2, .xz or .zst")
 
 
 def is_data_file(path: Path) -> bool:
@@ -62,6 +65,8 @@ def _read_text(text: str, source: str, suffix: str) -> dict[str, Table]:
         return {WHOLE: read_json_lines(text, source)}
     if suffix in (".json", ".jsonl"):
         return read_json(text, source)
+    if suffix in CONLL:
+        return {WHOLE: read_conll(text, source, suffix)}
     if suffix in _TEXT:
         if not is_fasttext(text):
             raise DataError(why_not_text(source, text))

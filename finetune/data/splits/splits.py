@@ -8,7 +8,8 @@ from collections.abc import Sequence, Set
 
 import numpy as np
 
-from finetune.data.task_data import Split, Task, TaskData
+from finetune.data.tagged import rarest_tag
+from finetune.data.task_data import TAGGED, Split, Task, TaskData
 from finetune.errors import ConfigError, DataError, Problem
 
 REGRESSION_STRATA = 10
@@ -90,6 +91,8 @@ def _strata(labels: np.ndarray, task: Task) -> np.ndarray:
     """(n,) int64: what a split should keep the proportions of. Multi-label rows stand under their rarest label."""
     if task == "classification":
         return labels
+    if task == TAGGED:
+        return rarest_tag(labels)
     if task == "regression":
         edges = np.quantile(labels, np.linspace(0, 1, REGRESSION_STRATA + 1)[1:-1])
         return np.searchsorted(np.unique(edges), labels, side="right")

@@ -30,7 +30,7 @@ def draft_sweep(answers: Mapping[str, Any]) -> dict[str, Any]:
                                               "model_name_or_path") if name in answers}
     base = TrialConfig.from_mapping(fixed)
     data = load_task_data(base)
-    metric = default_metric(data.task, data.num_outputs, data.glue_metric)
+    metric = default_metric(data.task, data.num_outputs, data.glue_metric, data.scheme)
     grid = {
         "freeze_depth": _values(answers, "freeze_depth") or default_depths(base.model_name_or_path),
         "seed": _values(answers, "seed") or DEFAULT_SEEDS,

@@ -1,0 +1,105 @@
+"""One label per token: from a CoNLL file to a record, with exact reuse, and what cannot be read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny import save_tiny_bert
+
+from analysis.load.records import load_sources
+from analysis.statistics import metrics
+from finetune.config import TrialConfig
+from finetune.data.formats.conll import read_conll
+from finetune.data.load import load_task_data
+from finetune.data.schema.tags import check_tags, scheme_of, spans, written
+from finetune.errors import DataError
+from finetune.results import RecordStore
+from finetune.training.tagging import count_metrics, sentence_counts
+from finetune.trial import run_trial
+
+SENTENCE = ("a\tO\nfilm\tO\nby\tO\nwoody\tB-person\nallen\tI-person\n{n}\tO\n.\tO\n\n"
+            "new\tB-place\nyork\tI-place\n{n}\tO\n\n")
+
+
+@pytest.fixture
+def conll(tmp_path):
+    file = tmp_path / "set.conll"
+    file.write_text("# a comment\n-DOCSTART-\tO\n\n" + "".join(SENTENCE.format(n=f"take{n}") for n in range(20)))
+    return file
+
+
+def _config(file, model, **knobs):
+    return TrialConfig.from_mapping({"dataset_name": str(file), "model_name_or_path": str(model), "num_train_epochs": 2,
+                                     "save_model": False, **knobs})
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_reuse_is_exact_and_the_record_agrees_with_its_predictions(tmp_path, conll, depth):
+    model = save_tiny_bert(tmp_path / "model", layers=2)
+    reused = run_trial(_config(conll, model, freeze_depth=depth, max_length=12))
+    plain = run_trial(_config(conll, model, freeze_depth=depth, max_length=12, prefix_cache=False))
+    assert reused.record.prefix["used"] and not plain.record.prefix["used"]
+    found, expected = (one.predictions["test_logits"] for one in (reused, plain))
+    assert np.isnan(expected).any(), "max_length cuts words here"
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert len(found) == len(reused.predictions["test_labels"]) == reused.predictions["test_offsets"][-1]
+    RecordStore(tmp_path / "runs").publish(reused.record, reused.predictions)
+    counts, labels, _ = load_sources([str(tmp_path / "runs")]).trials[0].predictions("test")
+    ones = np.ones((1, len(labels)), np.float32)
+    for name, value in reused.record.metrics["test"].items():
+        assert metrics.weighted(name, "token_classification", counts, labels, ones)[0] == pytest.approx(value)
+
+
+def test_pooling_is_inert_and_cut_words_count_as_wrong(tmp_path, conll):
+    model = save_tiny_bert(tmp_path / "model", layers=2)
+    one, other = (run_trial(_config(conll, model, num_train_epochs=1, pooling=pooling, max_length=6))
+                  for pooling in (None, "pooler"))
+    assert one.record.trial_id == other.record.trial_id
+    cut = np.isnan(one.predictions["test_logits"]).all(axis=1)
+    assert 0 < cut.mean() < 1
+    assert one.record.metrics["test"]["accuracy"] <= 1 - cut.mean()
+
+
+def test_strict_counts_are_seqevals(tmp_path):
+    from seqeval.metrics import f1_score
+    from seqeval.scheme import IOB2
+
+    names, rng = ["O", "B-x", "I-x", "B-y", "I-y"], np.random.default_rng(0)
+    offsets = np.arange(0, 201, 10)
+    true = [written(spans([names[tag] for tag in rng.integers(0, 5, 10)]), 10, "IOB2") for _ in range(20)]
+    labels = np.array([names.index(tag) for tags in true for tag in tags])
+    logits = rng.normal(size=(200, 5)) + 2 * np.eye(5)[labels]
+    said = [[names[tag] for tag in logits[a:b].argmax(1)] for a, b in zip(offsets, offsets[1:], strict=False)]
+    computed = count_metrics(sentence_counts(logits, labels, offsets, names, "IOB2"), "IOB2")
+    assert computed["f1"] == pytest.approx(f1_score(true, said, mode="strict", scheme=IOB2))
+
+
+@pytest.mark.parametrize("scheme", ["IOB1", "IOB2", "IOBES", "BILOU"])
+def test_schemes_are_told_apart_and_lose_nothing(scheme):
+    entities = [("x", 0, 1), ("x", 2, 2), ("y", 4, 6)]
+    tags = written(entities, 8, scheme)
+    assert scheme_of([tags]) == scheme and spans(tags) == entities
+    assert [spans(mended) for mended in check_tags([tags], ["f line 1"]).sentences] == [entities]
+
+
+def test_a_sequence_that_cannot_be_is_named_and_repaired_by_rule():
+    checked = check_tags([["B-x", "I-x", "O"], ["O", "I-x", "O"], ["B-x", "B-x", "O"]],
+                         ["f line 1", "f line 5", "f line 9"])
+    assert checked.sentences[1] == ["O", "B-x", "O"]
+    assert "1 tag sequences cannot be in BIO (first: f line 5, word 2: 'I-x' after 'O')" in checked.notes[-1]
+
+
+def test_conll_u_leaves_ranges_out_and_a_short_line_is_named():
+    word = "{}\t{}\t_\t{}\t_\t_\t_\t_\t_\t_\n"
+    text = "# sent_id = 1\n" + word.format("1-2", "im", "_") + word.format(1, "in", "ADP")
+    text += word.format(2, "dem", "DET")
+    table = read_conll(text + "\n", "f.conllu", ".conllu")
+    assert table.column("tokens") == [["in", "dem"]] and table.column("upos") == [["ADP", "DET"]]
+    with pytest.raises(DataError, match="f.conll line 2: 1 columns"):
+        read_conll("a\tO\nb\n", "f.conll", ".conll")
+
+
+def test_the_data_set_is_found_without_being_told(conll):
+    data = load_task_data(TrialConfig.from_mapping({"dataset_name": str(conll)}))
+    assert data.task == "token_classification" and data.scheme == "IOB2"
+    assert data.label_names == ["O", "B-person", "I-person", "B-place", "I-place"]
