@@ -18,8 +18,8 @@ def methods_paragraph(curve: Curve, margins: Sequence[float]) -> str:
 
 
 def _design(curve: Curve) -> Iterator[str]:
-    depths = ", ".join(point.arm.label for point in curve.depths)
-    others = [point.arm.strategy for point in curve.points if point.arm.freeze_depth is None]
+    depths = "" if curve.by_strategy else ", ".join(point.arm.label for point in curve.depths)
+    others = [point.arm.strategy for point in curve.points if curve.by_strategy]
     compared = [f"freezing depths {depths} (0: full fine-tuning)"] if depths else []
     compared += [f"the strategies {', '.join(others)}"] if others else []
     trained = curve.points[0].trials[0].record.data.get("rows", {}).get("train")

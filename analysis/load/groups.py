@@ -154,11 +154,12 @@ def _labelled(groups: list[Group]) -> list[Group]:
 
 
 def _fewest(groups: Sequence[Group], names: Sequence[str]) -> list[str]:
-    """The cheapest of `names` that together tell the groups apart as well as all of them do."""
-    most = _values(groups, names)
-    ranked = sorted(names, key=_cost)
-    sets = (list(found) for size in range(1, len(names) + 1) for found in combinations(ranked, size)
-            if size <= MOST_WORDS or size == len(names))
+    """The cheapest of `names` that together tell the groups apart as well as all of them do; always with the data set,
+    which nothing else may stand for."""
+    most, first = _values(groups, names), [name for name in names if name == "dataset"]
+    rest = sorted((name for name in names if name != "dataset"), key=_cost)
+    sets = ([*first, *found] for size in range(len(rest) + 1) for found in combinations(rest, size)
+            if size <= MOST_WORDS or size == len(rest))
     telling = (found for found in sets if _values(groups, found) == most)
     return min(telling, key=lambda found: sum(map(_cost, found)), default=list(names))
 
@@ -183,5 +184,5 @@ def _part(name: str, value: Any, short_model: bool) -> str:
     if name in ("data", "weights"):
         return f"{name} {str(value)[:8]}"
     if value is None:
-        return "all rows" if name == "train_size" else f"no {name}"
+        return "all rows" if name == "train_size" else f"default {name}"
     return f"{value} rows" if name == "train_size" else f"{name} {value}"

@@ -223,8 +223,8 @@ def test_strategies_without_a_depth_stand_beside_the_depths(world, curve_of):
     trials = sweep_trials(world, depths=(0, 6), skill=flat)
     trials += [make_trial(world, strategy="lp_ft:1", skill=1.5, seed=seed) for seed in range(1, 6)]
     curve = curve_of(trials)
-    assert [point.arm.label for point in curve.points] == ["0", "6", "lp_ft:1"]
-    assert [point.arm.label for point in curve.depths] == ["0", "6"]
+    assert [point.arm.label for point in curve.points] == ["full", "head_only", "lp_ft:1"]
+    assert [point.arm.freeze_depth for point in curve.depths] == [0, 6]
     assert "lp_ft:1 by" in " ".join(answer([curve], MARGIN).details)
 
 
