@@ -6,7 +6,9 @@ import time
 from collections import Counter
 
 import pytest
+from tiny import save_tiny_bert
 
+import finetune
 from finetune.commands.sweep import closing, options_from
 from finetune.errors import ConfigError, EnvironmentProblem
 from finetune.results import RecordStore
@@ -164,3 +166,20 @@ def test_a_dry_run_counts_what_it_takes_beside_the_grid(tiny_bert_dir, tmp_path)
     numbers = forecast.adaptive
     assert numbers["least"] < numbers["expected"] == forecast.trials < numbers["most"] and numbers["grid"] == 5 * 12
     assert f"adaptive, about {numbers['expected']} trials" in forecast.text() and forecast.seconds > 0
+
+
+@pytest.mark.slow
+def test_twelve_real_layers_from_python(tmp_path):
+    model = save_tiny_bert(tmp_path / "model", layers=12, width=16)
+    asked = {"method": "grid", "name": "twelve", "parameters": {
+        "model_name_or_path": {"value": str(model)}, "freeze_depth": {"values": list(range(13))},
+        "learning_rate": {"value": 1e-3}, "seed": {"value": 1}, "train_size": {"value": 32},
+        "subset_seed": {"value": 0}, "evaluation_size": {"value": 200}, "num_train_epochs": {"value": 1}, "max_length": {"value": 8},
+        "save_model": {"value": False}}}
+    options = {"adaptive": True, "max_seeds": 7, "margin": 0.3, "workers": 1, "progress": False}
+    first = finetune.run_sweep(asked, output_dir=tmp_path / "out", **options)
+    assert first.adaptive["named"] == 12
+    assert [d["freeze_depth"] for d in first.adaptive["decisions"]] == [6, 9, 11, 12]
+    again = finetune.run_sweep(asked, output_dir=tmp_path / "out", **options)
+    assert again.adaptive == first.adaptive
+    assert "depth 12 of 12" in first.text

@@ -181,3 +181,15 @@ def test_confirmation_is_shared_too(tmp_path, start):
     phases = Counter(record.protocol["phase"] for name in "ab" for record in RecordStore(tmp_path / name))
     assert phases == {"tune": TRIALS, "confirm": 2 * 3}
     assert set(published(tmp_path / "a", tmp_path / "b").values()) == {1}
+
+
+def test_two_machines_take_the_same_adaptive_decisions(start, tmp_path):
+    raw = {**sweeps.ADAPTIVE, "name": "shared"}
+    raw["parameters"] = {**raw["parameters"], "dataset_name": {"value": "toy?layers=12&test=1000&knee=6&seconds=0.2"}}
+    machines = [start(tmp_path / name, raw, adaptive=True) for name in "ab"]
+    for machine in machines:
+        assert machine.wait(120) == 0, machine.stderr.read()
+    a, b = (sweeps.decisions(tmp_path / name) for name in "ab")
+    assert a == b and [d["freeze_depth"] for d in a if d["state"] != "undecided"] == [6, 9, 7]
+    done = [set(RecordStore(tmp_path / name).trial_ids()) for name in "ab"]
+    assert done[0] and done[1] and not done[0] & done[1]  # each trial on one machine
