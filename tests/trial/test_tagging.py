@@ -8,13 +8,15 @@ from tiny import save_tiny_bert
 
 from analysis.load.records import load_sources
 from analysis.statistics import metrics
+from analysis.statistics.influence import influence, row_values
+from analysis.statistics.metrics import TAGGED
 from finetune.config import TrialConfig
 from finetune.data.formats.conll import read_conll
 from finetune.data.load import load_task_data
 from finetune.data.schema.tags import check_tags, scheme_of, spans, written
 from finetune.errors import DataError
 from finetune.results import RecordStore
-from finetune.training.tagging import count_metrics, sentence_counts
+from finetune.training.tagging import ENTITY_METRICS, count_metrics, sentence_counts
 from finetune.trial import run_trial
 
 SENTENCE = ("a\tO\nfilm\tO\nby\tO\nwoody\tB-person\nallen\tI-person\n{n}\tO\n.\tO\n\n"
@@ -72,6 +74,21 @@ def test_strict_counts_are_seqevals(tmp_path):
     said = [[names[tag] for tag in logits[a:b].argmax(1)] for a, b in zip(offsets, offsets[1:], strict=False)]
     computed = count_metrics(sentence_counts(logits, labels, offsets, names, "IOB2"), "IOB2")
     assert computed["f1"] == pytest.approx(f1_score(true, said, mode="strict", scheme=IOB2))
+
+
+def test_influence_of_a_sentence_is_the_derivative_of_the_metric():
+    rng = np.random.default_rng(1)
+    true, said = rng.integers(0, 4, (30, 3)), rng.integers(0, 4, (30, 3))
+    words = rng.integers(12, 20, 30)
+    last = np.column_stack([rng.integers(0, 12, 30), words, rng.random(30) * words])[:, None]
+    counts = np.concatenate([np.stack([np.minimum(true, said), said, true], axis=2), last], axis=1).astype(float)
+    labels, step = counts[:, :, 2], 1e-5
+    for name in ENTITY_METRICS:
+        weights = 1 + step * np.eye(30)
+        moved = metrics.weighted(name, TAGGED, counts, labels, weights)
+        value = metrics.weighted(name, TAGGED, counts, labels, np.ones((1, 30)))[0]
+        np.testing.assert_allclose(influence(name, TAGGED, counts, labels), 30 * (moved - value) / step, atol=1e-3)
+        assert row_values(name, TAGGED, counts, labels).mean() == pytest.approx(value)
 
 
 @pytest.mark.parametrize("scheme", ["IOB1", "IOB2", "IOBES", "BILOU"])
