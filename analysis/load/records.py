@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from analysis.load.adaptive import AdaptivePlan, read_adaptive
+from analysis.statistics.paired import Answers
 from finetune.errors import ConfigError
 from finetune.results import CorruptRecord, RecordStore, TrialRecord, frozen_rank
 
@@ -60,16 +61,8 @@ class Trial:
 
     def predictions(self, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """(logits, labels, ids) of a split in the order of the ids, or None when the record came without them."""
-        arrays = self.read()
-        if f"{split}_logits" not in arrays:
-            return None
-        if f"{split}_counts" in arrays:  # one label per token: a row is a sentence, its counts are what is compared
-            counts, ids = np.asarray(arrays[f"{split}_counts"]), np.asarray(arrays[f"{split}_ids"])
-            order = np.argsort(ids, kind="stable")
-            return counts[order], np.column_stack([counts[order, :-1, 2], counts[order, -1, 1]]), ids[order]
-        logits, labels, ids = (np.asarray(arrays[f"{split}_{part}"]) for part in ("logits", "labels", "ids"))
-        order = np.argsort(ids, kind="stable")
-        return logits[order], labels[order], ids[order]
+        answers = Answers.of(self.read(), split)
+        return None if answers is None else answers.in_order()
 
 
 @dataclass(frozen=True, order=False)

@@ -5,7 +5,7 @@ The same numbers as a report computes from records (`analysis.findings.curves`),
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,21 @@ class Answers(NamedTuple):
     def in_order(self) -> Answers:
         order = np.argsort(self.ids, kind="stable")
         return Answers(*(np.asarray(part)[order] for part in self))
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray], split: str) -> Answers | None:
+        """From what predictions.npz holds of a split; None where it lacks a part.
+
+        With one label per token a row is a sentence: its counts (kinds + 1, 3) are what is compared, and the parts of
+        them that no prediction moves stand for its labels.
+        """
+        if f"{split}_counts" in arrays and f"{split}_ids" in arrays:
+            counts = np.asarray(arrays[f"{split}_counts"])
+            labels = np.column_stack([counts[:, :-1, 2], counts[:, -1, 1]])
+            return cls(counts, labels, np.asarray(arrays[f"{split}_ids"]))
+        if not {f"{split}_{part}" for part in cls._fields} <= arrays.keys():
+            return None
+        return cls(*(np.asarray(arrays[f"{split}_{part}"]) for part in cls._fields))
 
 
 def losses(full: Sequence[Answers], frozen: Sequence[Answers], *, metric: str, task: str,

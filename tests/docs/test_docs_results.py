@@ -16,7 +16,8 @@ RESULTS = ROOT / "docs" / "results"
 
 
 @pytest.mark.parametrize(("name", "count", "predicted"), [("rotten_tomatoes", 140, 80), ("null-a", 30, 30),
-                                                          ("null-b", 30, 30), ("strategies_mini", 54, 28)])
+                                                          ("null-b", 30, 30), ("strategies_mini", 54, 28),
+                                                          ("rotten_tomatoes_adaptive", 62, 35)])
 def test_kept_records_are_intact(name, count, predicted):
     store = RecordStore(RESULTS / name)
     records = [store.load(trial_id) for trial_id in store.trial_ids()]
@@ -33,6 +34,13 @@ def test_the_readme_says_what_the_report_of_the_kept_sweep_says(tmp_path):
     drawn = (tmp_path / "figures" / "curve.svg").read_text(encoding="utf-8")
     shown = (ROOT / "docs" / "rotten_tomatoes.svg").read_text(encoding="utf-8")
     assert re.findall(r"<title>(.*?)</title>", drawn) == re.findall(r"<title>(.*?)</title>", shown)
+
+
+def test_the_adaptive_sweep_names_the_depth_that_the_grid_names(tmp_path):
+    named = [write_report([str(RESULTS / name)], folder=tmp_path / name).summary["deepest_safe_freeze"][0]
+             for name in ("rotten_tomatoes", "rotten_tomatoes_adaptive")]
+    assert [verdict["freeze_depth"] for verdict in named] == [3, 3]
+    assert [(test["freeze_depth"], test["safe"]) for test in named[1]["tested"]] == [(3, True), (5, False), (4, False)]
 
 
 def test_the_control_finds_nothing(tmp_path):

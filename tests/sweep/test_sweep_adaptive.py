@@ -174,7 +174,8 @@ def test_twelve_real_layers_from_python(tmp_path):
     asked = {"method": "grid", "name": "twelve", "parameters": {
         "model_name_or_path": {"value": str(model)}, "freeze_depth": {"values": list(range(13))},
         "learning_rate": {"value": 1e-3}, "seed": {"value": 1}, "train_size": {"value": 32},
-        "subset_seed": {"value": 0}, "evaluation_size": {"value": 200}, "num_train_epochs": {"value": 1}, "max_length": {"value": 8},
+        "subset_seed": {"value": 0}, "evaluation_size": {"value": 200}, "num_train_epochs": {"value": 1},
+        "max_length": {"value": 8},
         "save_model": {"value": False}}}
     options = {"adaptive": True, "max_seeds": 7, "margin": 0.3, "workers": 1, "progress": False}
     first = finetune.run_sweep(asked, output_dir=tmp_path / "out", **options)

@@ -20,7 +20,6 @@ from finetune.sweep.search.search import Search
 from finetune.training.evaluation import higher_is_better
 
 SPLIT = "test"
-PARTS = tuple(f"{SPLIT}_{part}" for part in ("logits", "labels", "ids"))
 
 
 class Finished:
@@ -92,11 +91,12 @@ class Finished:
         if trial_id not in self._answers:
             record = self.records.get(trial_id)
             arrays = self._of_record(record) if record is not None else self._of_study(trial_id)
-            if not set(PARTS) <= arrays.keys():
+            answers = Answers.of(arrays, SPLIT)
+            if answers is None:
                 raise EnvironmentProblem(f"trial {trial_id[:12]} (freeze_depth {wish.depth}, seed {wish.seed}) has no "
                                          "predictions of the test rows, by which --adaptive decides; remove its folder "
                                          f"{self.store.folder(trial_id)}, and the same command trains it again")
-            self._answers[trial_id] = Answers(*(arrays[name] for name in PARTS))
+            self._answers[trial_id] = answers
         return self._answers[trial_id]
 
     def _of_record(self, record: TrialRecord) -> Mapping[str, np.ndarray]:
@@ -107,9 +107,9 @@ class Finished:
 
     def share(self, record: TrialRecord) -> None:
         """Let the other machines decide by this confirming trial too: its answers go into the study."""
-        arrays = self._of_record(record)
-        if set(PARTS) <= arrays.keys():
-            packed = predictions_bytes({name: arrays[name] for name in PARTS})
+        answers = Answers.of(self._of_record(record), SPLIT)
+        if answers is not None:
+            packed = predictions_bytes({f"{SPLIT}_{name}": part for name, part in answers._asdict().items()})
             self.search.keep(_name(record.trial_id), base64.b64encode(packed).decode())
 
     def _of_study(self, trial_id: str) -> Mapping[str, np.ndarray]:
