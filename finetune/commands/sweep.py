@@ -44,7 +44,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="with --adaptive: loss of the metric that is tolerated; default: the sweep's `margin`, "
                              "0.01 for one point")
     parser.add_argument("--storage", metavar="URL",
-                        help="postgresql://… shares one sweep among machines; default: OUTPUT_DIR/study.db")
+                        help="postgresql://… or journal:FILE (in a shared folder) shares one sweep among machines; "
+                             "default: OUTPUT_DIR/study.db")
     parser.add_argument("--search_seed", type=int, default=0, metavar="N",
                         help="seed of random and bayes (default: 0)")
     parser.add_argument("--retries", type=int, default=2, metavar="N",
@@ -92,7 +93,7 @@ def options_from(given: Mapping[str, Any], spec: SweepSpec, name: str, *, dashes
     from finetune.prefix.budget import parse_size
     from finetune.sweep.adaptive.prepare import problems_of
     from finetune.sweep.plan import SweepOptions
-    from finetune.sweep.search.storage import check_url
+    from finetune.sweep.storages import check_url
 
     problems: list[Problem | str] = [*too_small({"confirm": 0, "search_seed": 0, "retries": 0}, given, dashes)]
     problems += [Problem(f"{dashes}{option}", seconds, "allowed: a number of seconds > 0")

@@ -25,8 +25,8 @@ from finetune.sweep.kept import STATUS_FILE, SWEEP_FILE, StatusFile, records_on_
 from finetune.sweep.plan import Plan, SweepOptions, fixed_knobs, known_points, make_plan, plan_confirmation
 from finetune.sweep.search.confirmation import Choice, Tuned, choose, confirmation_values, fresh_seeds
 from finetune.sweep.search.search import Search
-from finetune.sweep.search.storage import StudyStorage
 from finetune.sweep.spec.schema import SweepSpec
+from finetune.sweep.storages import StudyStorage, open_storage
 from finetune.sweep.view.board import Board, label_of
 from finetune.sweep.view.live import View
 from finetune.sweep.workers.pool import Machine
@@ -63,7 +63,7 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, view: View) -> Ending:
     with (output_lock(options.output_dir), nothing_half_written(options.output_dir, existed),
           team_for(spec, options, view, options.output_dir / LOGS) as team):
         team.grow(team.count)  # all import torch while the study is opened and the first one resolves the points
-        storage = StudyStorage(options.storage, options.output_dir, grace=options.grace)
+        storage = open_storage(options.storage, options.output_dir, grace=options.grace)
         try:
             for note in storage.notes:
                 view.say(note)

@@ -16,7 +16,7 @@ from finetune.errors import EnvironmentProblem
 from finetune.files import require_writable
 from finetune.prefix.store import PrefixStore
 from finetune.results import RecordStore, TrialRecord
-from finetune.sweep.search.storage import StudyStorage
+from finetune.sweep.storages import open_storage
 from finetune.training.checkpoint import Checkpoint, Checkpoints
 
 TRIAL = "a" * 64
@@ -126,10 +126,10 @@ def test_a_full_disk_while_activations_are_written(small):
 def test_a_full_disk_while_the_study_is_written(small):
     filler = fill_up(small)
     with pytest.raises(EnvironmentProblem) as problem:
-        StudyStorage(None, small)
+        open_storage(None, small)
     assert "\n" not in str(problem.value)
     filler.unlink()
-    StudyStorage(None, small).close()
+    open_storage(None, small).close()
 
 
 @pytest.mark.fault("disk", "the disk fills up in the middle of a sweep, under records and study",

@@ -12,8 +12,8 @@ import psutil
 
 from finetune.results import RecordStore
 from finetune.sweep.search.search import Search
-from finetune.sweep.search.storage import StudyStorage
 from finetune.sweep.spec.schema import parse_spec
+from finetune.sweep.storages import open_storage
 
 HERE = Path(__file__).parent
 
@@ -66,7 +66,7 @@ def check_everything_was_done_once(folder):
         (depth, seed) for depth in (0, 2) for seed in range(1, 7)}
     assert not list(folder.rglob("*.tmp"))
     name = json.loads((folder / "sweep.json").read_text())["study"]
-    storage = StudyStorage(None, folder)
+    storage = open_storage(None, folder)
     search = Search(storage, parse_spec(GRID, default_name="driven"), name, maximize=True)
     done = [t.user_attrs["trial_id"] for t in search.study.trials if t.state.name == "COMPLETE"]
     assert len(done) == TRIALS == len(set(done)) and not search.waiting() and not search.running()

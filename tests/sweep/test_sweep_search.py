@@ -7,10 +7,10 @@ from optuna.trial import TrialState
 
 from finetune.errors import ConfigError, EnvironmentProblem
 from finetune.sweep.search.search import Search
-from finetune.sweep.search.storage import STUDY_FILE, StudyStorage, check_url
 from finetune.sweep.search.trials import Candidate, Outcome
 from finetune.sweep.spec.points import grid_points, random_points
 from finetune.sweep.spec.schema import parse_spec
+from finetune.sweep.storages import STUDY_FILE, check_url, open_storage
 
 GRID = {"method": "grid", "metric": {"name": "validation/accuracy", "goal": "maximize"}, "parameters": {
     "freeze_depth": {"values": [0, 2, 4]}, "seed": {"values": [1, 2]}, "text_column": {"values": ["a", ["a", "b"]]}}}
@@ -36,7 +36,7 @@ class Bench:
     def start(self, *, done=(), fill=None, retry_failed=True):
         if self.search is not None:
             self.search.storage.close()
-        storage = StudyStorage(None, self.folder)
+        storage = open_storage(None, self.folder)
         self.search = Search(storage, self.spec, "bench", maximize=True)
         on_disk = {trial_id: Outcome("complete", 0.5, {1: 0.4, 2: 0.5}) for trial_id in done}
         self.search.fill(self.candidates if fill is None else fill, on_disk=on_disk, retry_failed=retry_failed)
@@ -188,7 +188,7 @@ def test_another_program_s_database_is_not_touched(tmp_path):
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE recipes (name TEXT)")
     connection.close()
-    storage = StudyStorage(None, tmp_path)
+    storage = open_storage(None, tmp_path)
     storage.close()
     (kept,) = tmp_path.glob("study.db.damaged.*")
     with sqlite3.connect(kept) as connection:
@@ -196,13 +196,13 @@ def test_another_program_s_database_is_not_touched(tmp_path):
     connection.close()
 
 
-@pytest.mark.parametrize("url", ["sqlite:///study.db", "mysql://x", "redis://x"])
-def test_only_postgresql_can_be_shared(url):
+@pytest.mark.parametrize("url", ["sqlite:///study.db", "mysql://x", "redis://x", "journal:", "journal://host/x"])
+def test_what_cannot_be_shared_is_refused(url):
     with pytest.raises(ConfigError, match="postgresql://"):
         check_url(url)
 
 
 def test_an_unreachable_server_is_one_sentence_without_the_password(tmp_path):
     with pytest.raises(EnvironmentProblem) as error:
-        StudyStorage("postgresql://me:secret@127.0.0.1:9/db", tmp_path, grace=0.2)
+        open_storage("postgresql://me:secret@127.0.0.1:9/db", tmp_path, grace=0.2)
     assert "127.0.0.1:9" in str(error.value) and "secret" not in str(error.value)

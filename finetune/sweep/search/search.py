@@ -21,10 +21,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from finetune.files import digest_of
 from finetune.sweep.search.hyperband import should_stop
 from finetune.sweep.search.space import distributions_of, plain
-from finetune.sweep.search.storage import StudyStorage
 from finetune.sweep.search.trials import Candidate, Outcome, TakenOver, Ticket
 from finetune.sweep.spec.points import draw, values_at
 from finetune.sweep.spec.schema import SweepSpec
+from finetune.sweep.storages.base import StudyStorage
 
 STARTUP_POINTS = 10  # bayes: random draws before the Gaussian process has something to learn from
 _LIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
@@ -113,9 +113,8 @@ class Search:
     def _add(self, trial: FrozenTrial) -> None:
         key = self.storage.optuna.create_new_trial(self._study_key, template_trial=trial)
         self._queue = None
-        if self.storage.shared and trial.state == TrialState.WAITING:
-            # A trial without a heartbeat never counts as stale: whoever takes it might die before the first one.
-            self.storage.optuna.record_heartbeat(key)
+        if trial.state == TrialState.WAITING:
+            self.storage.queued(key)
 
     def _shown(self, candidate: Candidate) -> dict[str, Any]:
         """What a dashboard shows as the trial's parameters: values of a grid, u of a search."""
@@ -138,8 +137,7 @@ class Search:
                 if "trial_id" not in attributes:  # another coordinator was faster: this one was made up on the spot
                     self._set_failed(trial._trial_id)
                     continue
-                if self.storage.shared:
-                    self.storage.optuna.record_heartbeat(trial._trial_id)
+                self.storage.heartbeat(trial._trial_id)
             if self._done_elsewhere(trial):
                 self._set_failed(trial._trial_id)
                 continue
@@ -187,8 +185,7 @@ class Search:
             self.study.sampler = _gaussian_process(self.search_seed + seen)
         with self.storage.together(self._lock_key):
             trial = self.study.ask(fixed_distributions=dict(self._distributions) if self.spec.method == "bayes" else {})
-            if self.storage.shared:
-                self.storage.optuna.record_heartbeat(trial._trial_id)
+            self.storage.heartbeat(trial._trial_id)
         if "trial_id" in trial.user_attrs:  # a waiting trial came first
             return self._ticket(trial, trial.user_attrs)
         u = dict(trial.params) if self.spec.method == "bayes" else draw(self.spec, self.search_seed, trial.number)
@@ -223,9 +220,8 @@ class Search:
         return should_stop(rule, histories[ticket.key], list(histories.values()), maximize=self.maximize)
 
     def heartbeat(self, tickets: Sequence[Ticket]) -> None:
-        if self.storage.shared:
-            for ticket in tickets:
-                self.storage.patiently(lambda key=ticket.key: self.storage.optuna.record_heartbeat(key))
+        for ticket in tickets:
+            self.storage.patiently(lambda key=ticket.key: self.storage.heartbeat(key))
 
     def take_over_stale(self) -> None:
         """Queue again what silent machines were running. Skipped while somebody publishes; the next round does it."""
@@ -237,7 +233,7 @@ class Search:
             if mine:
                 fail_stale_trials(self.study)
                 for trial in self._trials(TrialState.WAITING):
-                    self.storage.optuna.record_heartbeat(trial._trial_id)
+                    self.storage.queued(trial._trial_id)
 
     @contextmanager
     def publishing(self, ticket: Ticket) -> Iterator[bool]:
