@@ -20,7 +20,7 @@ from finetune.sweep.kept import STATUS_FILE, StatusFile, records_on_disk, write_
 from finetune.sweep.plan import Plan, SweepOptions
 from finetune.sweep.search.confirmation import Choice
 from finetune.sweep.search.search import Search
-from finetune.sweep.search.storage import StudyStorage
+from finetune.sweep.storages import StudyStorage
 from finetune.sweep.view.board import Board
 from finetune.sweep.view.live import View
 from finetune.sweep.workers.team import Team
