@@ -59,7 +59,8 @@ class Row(NamedTuple):
 
 
 def rows() -> Iterator[Row]:
-    for path in sorted(HERE.parent.rglob("test_*.py"), key=lambda path: path.name):
+    files = [*HERE.parent.rglob("test_*.py"), HERE / "shared_study.py"]
+    for path in sorted(files, key=lambda path: path.name):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for function in ast.walk(tree):
             if isinstance(function, ast.FunctionDef):

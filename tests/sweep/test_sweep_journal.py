@@ -11,6 +11,7 @@ import time
 
 import pytest
 from optuna.trial import TrialState
+from shared_study import SharedStudy
 
 import sweeps
 from finetune.errors import ConfigError
@@ -161,3 +162,12 @@ def test_another_program_s_file_is_refused_and_left_alone(tmp_path, content):
     with pytest.raises(ConfigError, match=r"a folder; allowed: a file"):
         open_storage(f"journal:{tmp_path}", tmp_path)
     assert path.read_bytes() == content and os.listdir(tmp_path) == ["thesis.txt"]
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"journal:{tmp_path / 'shared' / 'study.journal'}"
+
+
+class TestJournal(SharedStudy):
+    pass
