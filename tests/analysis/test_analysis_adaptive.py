@@ -102,7 +102,8 @@ def test_each_depth_stands_with_its_own_seeds_and_unvisited_ones_are_empty(repor
     assert not {warning["kind"] for warning in report.summary["warnings"]} & {"fewer-seeds", "missing-seeds",
                                                                               "unfinished", "not-confirmed"}
     drawn = depth_curve(report.curves[0], MARGIN)
-    assert tick_labels([drawn], positions([drawn]), 8.0) == ["0\n10", "emb\n", "1\n", "2\n", "3\n7", "4\n10", "5\n5", "6\n"]
+    assert tick_labels([drawn], positions([drawn]), 8.0) == [
+        "0\n10", "emb\n", "1\n", "2\n", "3\n7", "4\n10", "5\n5", "6\n"]
     assert drawn.safe_depth == 4 and len(drawn.points) == 4
 
 
