@@ -31,6 +31,7 @@ def check(told: dict[str, str]) -> None:
     assert "0 failed" in said and "all-MiniLM-L6-v2 on rotten_tomatoes_mini" in said and "P(positive)" in said
 
 
+@pytest.mark.slow  # minutes beside the other tests on two cores
 @pytest.mark.timeout(900)  # against a hang only
 def test_the_notebook_runs_with_fewer_rows(tmp_path):
     check(executed(tmp_path, TUTORIAL_QUICK="1"))
