@@ -19,7 +19,6 @@ from finetune.files import FileLock
 from finetune.prefix.budget import hint_for
 from finetune.results import RecordStore, TrialRecord
 from finetune.sweep.adaptive.prepare import prepared
-from finetune.sweep.adaptive.run import AdaptiveSweep
 from finetune.sweep.dispatch import Dispatcher, outcome_of
 from finetune.sweep.kept import STATUS_FILE, SWEEP_FILE, StatusFile, records_on_disk, write_sweep_file
 from finetune.sweep.plan import Plan, SweepOptions, fixed_knobs, known_points, make_plan, plan_confirmation
@@ -82,6 +81,8 @@ def _in_phases(plan: Plan, options: SweepOptions, team: Team, storage: StudyStor
 
 
 def _adaptive(plan: Plan, options: SweepOptions, team: Team, storage: StudyStorage, view: View) -> Ending:
+    from finetune.sweep.adaptive.run import AdaptiveSweep  # with scipy, which no other sweep needs
+
     sweep = AdaptiveSweep(plan, options, team, storage, view)
     board, failures = sweep.run()
     return Ending([board], failures, sweep.choices(), plan.searched, sweep.section)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.statistics import sequential
 from finetune.errors import ConfigError, Problem
 from finetune.sweep.adaptive.space import FULL
 from finetune.sweep.plan import SweepOptions
@@ -19,6 +18,8 @@ def problems_of(spec: SweepSpec, given: Mapping[str, Any], dashes: str = "") -> 
     if not given.get("adaptive"):
         return [Problem(f"{dashes}{name}", value, f"acts on nothing without {dashes}adaptive")
                 for name, value in (("max_seeds", seeds), ("margin", margin)) if value is not None]
+    from analysis.statistics import sequential  # with scipy, which no other sweep needs
+
     if seeds is not None and (not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < sequential.FIRST_LOOK):
         problems.append(Problem(f"{dashes}max_seeds", seeds, f"allowed: an integer >= {sequential.FIRST_LOOK}, "
                                 "which a verdict needs"))

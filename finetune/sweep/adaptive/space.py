@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from analysis.statistics import sequential
 from finetune.config import TrialConfig
 from finetune.errors import ConfigError, Problem
 from finetune.results import frozen_rank
@@ -46,11 +45,15 @@ class Space:
 
     @property
     def looks(self) -> tuple[int, ...]:
+        from analysis.statistics import sequential
+
         return sequential.looks(self.max_seeds)
 
     @property
     def alpha(self) -> float:
         """Of one depth's test."""
+        from analysis.statistics import sequential
+
         return sequential.each_alpha(self.candidates)
 
     def values(self, wish: Wish) -> dict[str, Any]:
