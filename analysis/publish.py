@@ -10,7 +10,7 @@ from typing import Any
 from analysis.load.from_wandb import PREFIX, parse_source
 from analysis.report.report import Report
 from finetune.errors import EnvironmentProblem, FinetuneError
-from finetune.tracking.client import reason_of, usual_project, wanted_mode
+from finetune.tracking.client import INIT_SECONDS, reason_of, usual_project, wanted_mode
 
 JOB_TYPE = "report"
 CURVE = ("freeze_depth", "strategy", "learning_rate", "head_learning_rate", "estimate", "low", "high", "loss",
@@ -51,7 +51,8 @@ def _publish(report: Report, mode: str, entity: str | None, project: str, sweep:
 
     summary = report.summary
     with wandb.init(mode=mode, entity=entity, project=project, job_type=JOB_TYPE, name=f"report {sweep}", group=sweep,
-                    dir=str(report.folder), tags=[JOB_TYPE], settings=wandb.Settings(silent=True, init_timeout=30),
+                    dir=str(report.folder), tags=[JOB_TYPE],
+                    settings=wandb.Settings(silent=True, init_timeout=INIT_SECONDS),
                     config={"sweep": sweep, "metric": summary["metric"], "margins": report.margins,
                             "population": summary["population"]}) as run:
         curve = _table(summary["curve"], CURVE)

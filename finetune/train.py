@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,8 @@ from finetune.display import plain
 from finetune.errors import ConfigError, EnvironmentProblem, FinetuneError
 from finetune.files import FileLock, require_writable
 from finetune.results import RecordStore, TrialRecord
-from finetune.tracking import Tracker, check_mode, in_sweep, open_others, open_tracker, refuse
+from finetune.tracking import Tracker, check_mode, in_sweep, refuse, trackers
+from finetune.tracking.client import output_folder
 from finetune.tracking.launch import agreed, agreed_knobs, end_with_launcher
 from finetune.training import signals
 from finetune.training.processes import is_main_process, process_count
@@ -58,15 +57,9 @@ def train(config: TrialConfig, *, force: bool = False, view: Observer | None = N
 
     `view` shows its progress; default: lines on stderr. Returns None on every process but the main one.
     """
-    store = RecordStore(config.output_dir or default_output_dir())
-    tracker, others = open_tracker(config), open_others(config)
-    try:
+    store = RecordStore(output_folder(config.output_dir))
+    with trackers(config) as (tracker, others):
         return _train(config, store, tracker, others, force, view or ProgressLines())
-    except BaseException as error:
-        tracker.close(error)
-        for other in others:
-            other.close()
-        raise
 
 
 def _train(config: TrialConfig, store: RecordStore, tracker: Tracker, others: Sequence[Observer], force: bool,
@@ -117,10 +110,6 @@ class Ending(Observer):
             self.tracker.finished(record, predictions)
             if record.wandb_run != self.record.wandb_run:  # W&B was lost at the very end: `finetune sync` has to know
                 self.record = self.store.publish(record, predictions)
-
-
-def default_output_dir() -> Path:
-    return Path("runs") / (os.environ.get("WANDB_SWEEP_ID") or "single")
 
 
 class ProgressLines(Observer):

@@ -106,6 +106,6 @@ def _columns(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _folder_of(record: TrialRecord) -> Path:
-    from finetune.train import default_output_dir
+    from finetune.tracking.client import output_folder
 
-    return RecordStore(record.config.get("output_dir") or default_output_dir()).folder(record.trial_id)
+    return RecordStore(output_folder(record.config.get("output_dir"))).folder(record.trial_id)

@@ -4,7 +4,7 @@ Without an account everything works: WANDB_MODE=offline records runs for later, 
 """
 
 from finetune.tracking.client import check_mode, in_sweep, speak_through
-from finetune.tracking.others import open_others
-from finetune.tracking.tracker import Tracker, open_tracker, refuse
+from finetune.tracking.others import trackers
+from finetune.tracking.tracker import Tracker, refuse
 
-__all__ = ["Tracker", "check_mode", "in_sweep", "open_others", "open_tracker", "refuse", "speak_through"]
+__all__ = ["Tracker", "check_mode", "in_sweep", "refuse", "speak_through", "trackers"]

@@ -95,6 +95,11 @@ def usual_project() -> str:
     return PROJECT
 
 
+def output_folder(output_dir: str | None, sweep: str | None = None) -> Path:
+    """Where a trial's results lie: its `output_dir`, else runs/ and the sweep's id (by default that of W&B's agent)."""
+    return Path(output_dir or Path("runs") / (sweep or os.environ.get("WANDB_SWEEP_ID") or "single"))
+
+
 class Client:
     """At most one W&B run. Every method is harmless when there is none, or none any more."""
 

@@ -13,8 +13,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,17 +21,30 @@ import numpy as np
 from finetune.config import TrialConfig, reporters
 from finetune.files import FileLock
 from finetune.results import TrialRecord
-from finetune.tracking.client import PROJECT, reason_of, say_once
+from finetune.tracking.client import PROJECT, output_folder, reason_of, say_once
 from finetune.tracking.mirror import flatten, row_of, run_name, summary_of
+from finetune.tracking.tracker import Tracker
 from finetune.trial.events import Observer, Verdict
 
 
-def open_others(config: TrialConfig, *, sweep: str | None = None, protocol: Mapping[str, Any] | None = None
-                ) -> list[OtherTracker]:
-    """One observer per tracker that `report_to` names besides W&B; each opens its run when the trial starts."""
-    named = [name for name in reporters(config.report_to) if name in _OPENERS]
-    return [OtherTracker(name, config, sweep or os.environ.get("WANDB_SWEEP_ID"), dict(protocol or {}))
-            for name in named]
+@contextlib.contextmanager
+def trackers(config: TrialConfig, *, sweep: str | None = None, protocol: Mapping[str, Any] | None = None
+             ) -> Iterator[tuple[Tracker, list[OtherTracker]]]:
+    """(W&B's tracker, the others that `report_to` names) of one trial; each opens its run when the trial starts.
+
+    What is open when an error leaves the block is closed, or the next trial of this process would find it.
+    """
+    sweep = sweep or os.environ.get("WANDB_SWEEP_ID")
+    tracker = Tracker(config, sweep=sweep, protocol=protocol)
+    others = [OtherTracker(name, config, sweep, dict(protocol or {})) for name in reporters(config.report_to)
+              if name in _OPENERS]
+    try:
+        yield tracker, others
+    except BaseException as error:
+        tracker.close(error)
+        for other in others:
+            other.close()
+        raise
 
 
 class OtherTracker(Observer):
@@ -44,7 +56,7 @@ class OtherTracker(Observer):
     def __init__(self, name: str, config: TrialConfig, sweep: str | None, protocol: Mapping[str, Any]):
         self.name, self.config = name, config
         self.facts = {"sweep": sweep or "none", "phase": protocol.get("phase", "train")}
-        self.folder = Path(config.output_dir or Path("runs") / (sweep or "single")).absolute()
+        self.folder = output_folder(config.output_dir, sweep).absolute()
         self._tracker: Any = None
         self._logged = 0
 

@@ -16,19 +16,12 @@ import numpy as np
 from finetune.config import TrialConfig, reporters
 from finetune.errors import FinetuneError, Interrupted
 from finetune.results import RecordStore, TrialRecord
-from finetune.tracking.client import TRANSMIT_SECONDS, Client, in_sweep, reason_of, say_once
+from finetune.tracking.client import TRANSMIT_SECONDS, Client, in_sweep, output_folder, reason_of, say_once
 from finetune.tracking.mirror import config_of, facts_of, row_of, run_name, summary_of, tags
 from finetune.training.processes import is_main_process
 from finetune.trial.events import Observer, Verdict
 
 EXIT_CODES = {"complete": 0, "pruned": 0, "failed": 1}
-
-
-def open_tracker(
-    config: TrialConfig, *, sweep: str | None = None, protocol: Mapping[str, Any] | None = None
-) -> Tracker:
-    """A tracker for one trial. The run is opened when the trial starts; `sweep` and `protocol` go into its record."""
-    return Tracker(config, sweep=sweep or os.environ.get("WANDB_SWEEP_ID"), protocol=protocol)
 
 
 def refuse(knobs: Mapping[str, Any], error: FinetuneError) -> None:
@@ -44,9 +37,9 @@ class Tracker(Observer):
 
     def __init__(self, config: TrialConfig, *, sweep: str | None = None, protocol: Mapping[str, Any] | None = None):
         self.config, self.sweep, self.protocol = config, sweep, dict(protocol or {})
-        folder = Path(config.output_dir or Path("runs") / (sweep or "single"))
         # An agent waits for its run: there W&B is told whatever report_to says.
-        self.client = Client(folder, wanted="wandb" in reporters(config.report_to) or in_sweep())
+        wanted = "wandb" in reporters(config.report_to) or in_sweep()
+        self.client = Client(output_folder(config.output_dir, sweep), wanted=wanted)
         self._unfinished: UnfinishedRun | None = None
         self._run_id: str | None = None
         self._opened = False

@@ -11,7 +11,7 @@ import pytest
 
 from finetune.config import TrialConfig, reporters
 from finetune.errors import ConfigError
-from finetune.tracking import open_others
+from finetune.tracking import trackers
 from finetune.train import train
 from finetune.trial import resolve_trial
 from finetune.trial.events import Observer
@@ -130,15 +130,15 @@ def test_an_attempt_that_does_not_count_keeps_its_rows_to_itself(told, films, ti
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     record, _ = told
-    (tracker,) = open_others(config_of(films, tiny_bert_dir, tmp_path, report_to="tensorboard"))
     described = {"strategy": "prefix:4", "setting_id": record.setting_id, "trial_id": record.trial_id}
-    tracker.started(described)
-    tracker.epoch_ended(1, {"epoch": 1, "validation": {"accuracy": 0.1}})
-    tracker.retried()
-    tracker.started(described)
-    for epoch, accuracy in ((1, 0.75), (2, 0.875)):
-        tracker.epoch_ended(epoch, {"epoch": epoch, "validation": {"accuracy": accuracy}})
-    tracker.close()
+    with trackers(config_of(films, tiny_bert_dir, tmp_path, report_to="tensorboard")) as (_, (tracker,)):
+        tracker.started(described)
+        tracker.epoch_ended(1, {"epoch": 1, "validation": {"accuracy": 0.1}})
+        tracker.retried()
+        tracker.started(described)
+        for epoch, accuracy in ((1, 0.75), (2, 0.875)):
+            tracker.epoch_ended(epoch, {"epoch": epoch, "validation": {"accuracy": accuracy}})
+        tracker.close()
     (run,) = (tmp_path / "tensorboard" / "train" / record.setting_id[:12]).iterdir()
     rows = EventAccumulator(str(run)).Reload().Scalars("validation/accuracy")
     assert [(row.step, row.value) for row in rows] == [(1, 0.75), (2, 0.875)]

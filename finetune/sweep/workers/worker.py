@@ -31,7 +31,7 @@ from finetune.config import TrialConfig
 from finetune.errors import ConfigError, FinetuneError, Interrupted
 from finetune.prefix.budget import configure
 from finetune.results import TrialRecord
-from finetune.tracking import open_others, open_tracker, speak_through
+from finetune.tracking import speak_through, trackers
 from finetune.training import signals
 from finetune.trial.events import Observer, Observers, Verdict
 
@@ -147,14 +147,8 @@ def _tracked(config: TrialConfig, origin: Mapping[str, Any] | None, connection: 
         yield []
         return
     speak_through(lambda text: connection.send(("noted", text)))
-    tracker, others = open_tracker(config, **origin), open_others(config, **origin)
-    try:
+    with trackers(config, **origin) as (tracker, others):
         yield [tracker, *others]
-    except BaseException as error:  # or the next trial of this process would find this one's run
-        tracker.close(error)
-        for other in others:
-            other.close()
-        raise
 
 
 class Reporter(Observer):
