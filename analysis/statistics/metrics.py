@@ -1,4 +1,4 @@
-"""A metric as a number per test row, or, where it is no mean over rows, under many weightings of the rows.
+"""A metric as a number per test row, or, where it is no mean over rows, under given weightings of the rows.
 
 The values are those of `finetune.training.evaluation.compute_metrics` (tested); this is how they vary with the rows.
 """
@@ -7,12 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-DRAWS = 1000  # bootstrap draws of the rows
-FEWEST_DRAWS = 200  # a standard error from so many draws is right to about 5%
-MOST_WEIGHTS = 40_000_000  # 160 MB
 EXACT = {"accuracy", "subset_accuracy", "loss", "mse"}  # means over rows
-
-
 TAGGED = "token_classification"  # a row is a sentence; its counts stand in place of logits
 
 
@@ -39,12 +34,6 @@ def per_row(metric: str, task: str, logits: np.ndarray, labels: np.ndarray) -> n
     return log_sum - logits[np.arange(len(labels)), labels]
 
 
-def row_weights(n_rows: int, rng: np.random.Generator, draws: int | None = None) -> np.ndarray:
-    """Bootstrap of the rows: how often each is drawn, (draws, rows). Common to all settings, so that they pair."""
-    draws = draws or max(FEWEST_DRAWS, min(DRAWS, MOST_WEIGHTS // n_rows))
-    return rng.multinomial(n_rows, np.full(n_rows, 1 / n_rows), size=draws).astype(np.float32)
-
-
 def weighted(metric: str, task: str, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The metric with each row counted `weights` times: weights (draws, rows) -> (draws,).
 
@@ -53,7 +42,7 @@ def weighted(metric: str, task: str, logits: np.ndarray, labels: np.ndarray, wei
     if task == "regression":
         return _weighted_correlation(metric, logits.reshape(len(labels)), labels, weights)
     if task == TAGGED:
-        return _of_counts(metric, np.einsum("dr,rkc->dkc", weights, logits))
+        return of_counts(metric, np.einsum("dr,rkc->dkc", weights, logits))
     if task == "multilabel":
         return _f1(metric, *_label_counts(logits, labels, weights))
     table = _confusion(logits, labels, weights)
@@ -67,7 +56,7 @@ def weighted(metric: str, task: str, logits: np.ndarray, labels: np.ndarray, wei
     return _f1(metric, hits, predicted, true)
 
 
-def _of_counts(metric: str, total: np.ndarray) -> np.ndarray:
+def of_counts(metric: str, total: np.ndarray) -> np.ndarray:
     """Sums (draws, kinds + 1, 3) of `finetune.training.tagging.sentence_counts` -> (draws,) of a metric."""
     hits, said, true = (total[:, :-1, column] for column in range(3))
     right, words, loss = total[:, -1].T

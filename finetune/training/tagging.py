@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.statistics.metrics import of_counts
 from finetune.data.schema.tags import OUTSIDE, entity_types
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ def sentence_counts(logits: np.ndarray, labels: np.ndarray, offsets: np.ndarray,
             np.add.at(out[row, :, TRUE], true, 1)
             np.add.at(out[row, :, SAID], guess[guess >= 0], 1)
             np.add.at(out[row, :, HITS], true[true == guess], 1)
-            out[row, -1] = (true == guess).sum(), end - start, loss[start:end].sum()
     return out
 
 
@@ -78,16 +78,8 @@ def _word_losses(logits: np.ndarray, labels: np.ndarray, cut: np.ndarray) -> np.
 
 def count_metrics(counts: np.ndarray, scheme: str | None) -> dict[str, float]:
     """The metrics of `sentence_counts`. f1_macro: over the kinds that are there or predicted."""
-    total = counts.sum(axis=0)
-    hits, said, true = total[:-1].T
-    right, words, loss = total[-1]
-    f1 = _ratio(2 * hits, said + true)
-    seen = (said + true) > 0
-    shared = {"f1_macro": f1[seen].mean() if seen.any() else 0.0, "accuracy": right / words, "loss": loss / words}
-    if scheme:
-        shared |= {"f1": _ratio(2 * hits.sum(), said.sum() + true.sum()), "precision": _ratio(hits.sum(), said.sum()),
-                   "recall": _ratio(hits.sum(), true.sum())}
-    return {name: float(shared[name]) for name in (ENTITY_METRICS if scheme else TAG_METRICS)}
+    total = counts.sum(axis=0, keepdims=True)
+    return {name: float(of_counts(name, total)[0]) for name in (ENTITY_METRICS if scheme else TAG_METRICS)}
 
 
 def kind_table(counts: np.ndarray, names: Sequence[str], scheme: str | None) -> list[dict[str, Any]]:

@@ -121,7 +121,7 @@ def test_weighting_rows_is_repeating_them(rng, task, classes, name):
     logits = rng.normal(size=(rows, classes)).astype(np.float32)
     labels = {"classification": rng.integers(classes, size=rows), "regression": rng.normal(size=rows).round(1),
               "multilabel": (rng.random((rows, classes)) < 0.4).astype(np.float32)}[task]
-    weights = metrics.row_weights(rows, rng, 5)
+    weights = rng.multinomial(rows, np.full(rows, 1 / rows), size=5).astype(np.float32)
     found = metrics.weighted(name, task, logits, labels, weights)
     for value, weight in zip(found, weights.astype(int), strict=True):
         again = np.repeat(np.arange(rows), weight)

@@ -11,9 +11,12 @@ from pathlib import Path
 import psutil
 
 from finetune.results import RecordStore
+from finetune.sweep.plan import SweepOptions
+from finetune.sweep.runner import run_sweep
 from finetune.sweep.search.search import Search
 from finetune.sweep.spec.schema import parse_spec
 from finetune.sweep.storages import open_storage
+from finetune.sweep.view.live import PlainView, counts_of
 
 HERE = Path(__file__).parent
 
@@ -29,6 +32,28 @@ ADAPTIVE = {"method": "grid", "metric": {"name": "validation/accuracy", "goal": 
     "dataset_name": {"value": "toy?layers=12&test=1000&knee=6"}, "num_train_epochs": {"value": 1},
     "freeze_depth": {"values": list(range(13))}, "learning_rate": {"values": [1e-4, 1e-3, 1e-5]},
     "seed": {"values": [1, 2]}}}
+
+
+class Lines(PlainView):
+    """Keeps what a user would have read."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+    def show(self, board):
+        self.lines.append(counts_of(board))
+
+
+def sweep(folder, raw, **options):
+    """A sweep of stand-in trials in this process; its ending has the `lines`."""
+    view = Lines()
+    ending = run_sweep(parse_spec(raw, default_name="test"),
+                       SweepOptions(folder, **{"task": "sweep_standin", "workers": 2, **options}), view)
+    ending.lines = view.lines
+    return ending
 
 
 def decisions(folder):

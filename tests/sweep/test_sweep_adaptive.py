@@ -9,6 +9,7 @@ import pytest
 from tiny import save_tiny_bert
 
 import finetune
+import sweeps
 from finetune.commands.sweep import closing, options_from
 from finetune.errors import ConfigError, EnvironmentProblem
 from finetune.results import RecordStore
@@ -16,22 +17,10 @@ from finetune.sweep.adaptive.prepare import prepared
 from finetune.sweep.adaptive.words import look_text
 from finetune.sweep.estimate import dry_run
 from finetune.sweep.plan import SweepOptions
-from finetune.sweep.runner import run_sweep
 from finetune.sweep.spec.schema import parse_spec
-from finetune.sweep.view.live import PlainView, counts_of
+from finetune.sweep.view.live import PlainView
 from finetune.sweep.view.status import state_of, text_of
 from sweeps import ADAPTIVE, decisions, start
-
-
-class Lines(PlainView):
-    def __init__(self):
-        self.lines = []
-
-    def say(self, text):
-        self.lines.append(text)
-
-    def show(self, board):
-        self.lines.append(counts_of(board))
 
 
 def changed(data=None, **parameters):
@@ -40,12 +29,7 @@ def changed(data=None, **parameters):
 
 
 def sweep(folder, raw=ADAPTIVE, **options):
-    view = Lines()
-    ending = run_sweep(parse_spec(raw, default_name="test"),
-                       SweepOptions(folder, **{"task": "sweep_standin", "workers": 1, "adaptive": True, **options}),
-                       view)
-    ending.lines = view.lines
-    return ending
+    return sweeps.sweep(folder, raw, **{"workers": 1, "adaptive": True, **options})
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,11 @@ import pytest
 from finetune.commands.sweep import closing
 from finetune.errors import ConfigError, DataError, EnvironmentProblem
 from finetune.results import RecordStore
-from finetune.sweep.plan import SweepOptions
-from finetune.sweep.runner import run_sweep
-from finetune.sweep.spec.schema import parse_spec
 from finetune.sweep.view.board import Board, duration, label_of
-from finetune.sweep.view.live import PlainView, RichView
+from finetune.sweep.view.live import RichView
 from finetune.sweep.view.status import state_of, text_of
 from finetune.sweep.workers.pool import Machine, visible_gpus
+from sweeps import sweep
 
 METRIC = {"name": "validation/accuracy", "goal": "maximize"}
 HERE = Path(__file__).parents[1] / "support"
@@ -31,25 +29,6 @@ def grid(data="toy", **changes):
     return {"method": "grid", "metric": METRIC, "parameters": {
         "dataset_name": {"value": data}, "num_train_epochs": {"value": 2},
         "freeze_depth": {"values": [0, 2]}, "seed": {"values": [1, 2, 3]}}, **changes}
-
-
-class Lines(PlainView):
-    def __init__(self):
-        self.lines = []
-
-    def say(self, text):
-        self.lines.append(text)
-
-    def show(self, board):
-        self.board = board
-
-
-def sweep(folder, raw, **options):
-    view = Lines()
-    ending = run_sweep(parse_spec(raw, default_name="test"),
-                       SweepOptions(folder, **{"task": "sweep_standin", "workers": 2, **options}), view)
-    ending.lines = view.lines
-    return ending
 
 
 def starts(folder) -> Counter:

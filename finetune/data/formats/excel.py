@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.data.formats.jsonfile import WHOLE
 from finetune.data.formats.table import Table
 from finetune.data.splits.split_names import meaning_of
 from finetune.errors import DataError, EnvironmentProblem, shown
 
 SUFFIX = ".xlsx"
-WHOLE = ""  # the key of a file that is not divided into splits itself
 
 
 def read_excel(path: Path, source: str) -> dict[str, Table]:
