@@ -18,7 +18,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 
@@ -37,7 +36,7 @@ class OwnedLock(BaseJournalFileLock):
         self._token = ""
 
     def acquire(self, wait: bool = True) -> bool:
-        token = f"{_here()}|{os.getpid()}|{psutil.Process().create_time()}|{uuid.uuid4().hex}"
+        token = f"{_here()}|{os.getpid()}|{_started(os.getpid())}|{uuid.uuid4().hex}"
         seen, since, pause = "", time.monotonic(), _FIRST_PAUSE
         while True:
             with suppress(FileExistsError):
@@ -86,16 +85,21 @@ def _here() -> str:
     return f"{socket.gethostname()}||"
 
 
+def _started(pid: int) -> str:
+    """When a process began, in clock ticks since boot; "" when it is gone, a zombie or there is no /proc.
+
+    Not psutil's create_time: that one moves when the machine's clock is set, and a living owner would seem dead.
+    """
+    with suppress(OSError):
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return fields[18] if state not in "ZX" else ""
+    return ""
+
+
 def _is_dead(owner: str) -> bool:
     """Whether the owner was a process of this machine that is gone; False where we cannot know."""
-    where, _, rest = owner.rpartition("|")[0].rpartition("|")[0].rpartition("|")
-    if where != _here() or not rest.isdigit():
-        return False
-    try:
-        process = psutil.Process(int(rest))
-        return process.status() == psutil.STATUS_ZOMBIE or f"|{process.create_time()}|" not in owner
-    except psutil.Error:
-        return True
+    where, pid, began, _ = owner.rsplit("|", 3) if owner.count("|") >= 3 else ("", "", "", "")
+    return bool(began) and where == _here() and pid.isdigit() and _started(int(pid)) != began
 
 
 class JournalFile(JournalFileBackend):
