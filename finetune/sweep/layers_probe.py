@@ -6,21 +6,17 @@ The method is that of Alain & Bengio 2017 (arXiv:1610.01644); the kinds of prope
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from analysis.statistics.stats import interval, split_parts
 from finetune.config import TrialConfig
 from finetune.data import Split
-from finetune.data.encoding.batches import Collator
 from finetune.errors import ConfigError, DataError, Problem
-from finetune.prefix.reuse import PrefixReuse
-from finetune.sweep.probe import depth_features, fit
+from finetune.sweep.probe import fit, frozen_features
 from finetune.sweep.properties import (
     Question,
     by_label,
@@ -30,7 +26,7 @@ from finetune.sweep.properties import (
     middle_length,
     swap_neighbours,
 )
-from finetune.trial import build_classifier, encode_splits, resolve_trial
+from finetune.trial import resolve_trial
 from finetune.trial.resolve import ResolvedTrial
 
 POOL = 4  # times the rows of one seed: what the seeds draw their training rows from
@@ -71,13 +67,14 @@ def read_layers(config: TrialConfig, properties: Sequence[str], word: str, rows:
     for name, groups in measured.items():
         _enough(name, word, groups, train.questions[name].groups(np.random.default_rng(0)))
     said(f"features of {len(train.split) + len(held_out.split):,} texts")
-    features = _features(resolved, {"train": train.split, "validation": held_out.split})
+    splits = {"train": train.split, "validation": held_out.split}
+    features, measured_on = frozen_features(replace(resolved, data=replace(resolved.data, splits=splits)))
     found = []
     for name, groups in measured.items():
         said(f"probes for {name}")
-        for depth in sorted(features["train"]):
-            hits, fitted = _hits(train.questions[name], features["train"][depth], held_out.questions[name], groups,
-                                 features["validation"][depth], rows, seeds)
+        for depth in sorted(features):
+            hits, fitted = _hits(train.questions[name], features[depth], held_out.questions[name], groups,
+                                 measured_on[depth], rows, seeds)
             estimate, low, high, _ = interval(split_parts(hits))
             found.append(Reading(name, depth or -1, estimate, low, high, 1 / groups.shape[1], seeds, fitted,
                                  groups.size))
@@ -116,17 +113,6 @@ def _enough(name: str, word: str, *found: np.ndarray) -> None:
                 "order": "texts with two neighbouring lower-case words"}[name]
         raise DataError(f"properties = {name!r}: training and validation rows hold too few {what} ({FEWEST} of each "
                         "are needed); leave it out, or take other rows")
-
-
-def _features(resolved: ResolvedTrial, splits: dict[str, Split]) -> dict[str, dict[int, np.ndarray]]:
-    """{split: {layers from the input: (texts, width)}}"""
-    asked = replace(resolved, data=replace(resolved.data, splits=splits))
-    classifier, stack = build_classifier(asked)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    classifier.to(device)
-    encoded: dict[str, Collator] = encode_splits(asked, device)
-    reuse = PrefixReuse(classifier, stack, asked.prefix, list(encoded.values()), contextlib.nullcontext)
-    return {name: depth_features(reuse, encoded[name]) for name in splits}
 
 
 def _hits(asked: Question, features: np.ndarray, held_out: Question, groups: np.ndarray, measured: np.ndarray,

@@ -28,6 +28,7 @@ from finetune.results import RecordStore
 from finetune.sweep.search.confirmation import CONDITIONS
 from finetune.training.evaluation import compute_metrics
 from finetune.trial import build_classifier, encode_splits, resolve_trial
+from finetune.trial.resolve import ResolvedTrial
 
 PROBE_FILE = "probe.json"
 ITERATIONS = 1000
@@ -40,12 +41,7 @@ def layer_probe(config: TrialConfig) -> dict[str, Any]:
     if resolved.data.task == TAGGED:
         raise ConfigError([Problem("task", TAGGED, "a probe is of one vector per row; allowed: classification, "
                                                    "regression, multilabel")])
-    classifier, stack = build_classifier(resolved)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    classifier.to(device)
-    splits = encode_splits(resolved, device)
-    reuse = PrefixReuse(classifier, stack, resolved.prefix, list(splits.values()), contextlib.nullcontext)
-    train, validation = (depth_features(reuse, splits[name]) for name in ("train", "validation"))
+    train, validation = frozen_features(resolved)
     labels = {name: resolved.data.splits[name].labels for name in ("train", "validation")}
     task, metric = resolved.data.task, resolved.metric
     points = []
@@ -54,6 +50,16 @@ def layer_probe(config: TrialConfig) -> dict[str, Any]:
         value = compute_metrics(task, logits, labels["validation"])[metric]
         points.append({"freeze_depth": depth or -1, "value": float(value)})
     return {"metric": metric, "split": "validation", "points": points}
+
+
+def frozen_features(resolved: ResolvedTrial) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """Of train and of validation: {layers from the input: (rows, width)}."""
+    classifier, stack = build_classifier(resolved)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    classifier.to(device)
+    encoded = encode_splits(resolved, device)
+    reuse = PrefixReuse(classifier, stack, resolved.prefix, list(encoded.values()), contextlib.nullcontext)
+    return depth_features(reuse, encoded["train"]), depth_features(reuse, encoded["validation"])
 
 
 def depth_features(reuse: PrefixReuse, split: Collator) -> dict[int, np.ndarray]:
