@@ -19,8 +19,7 @@ def executed(folder: Path, **environment: str) -> dict[str, str]:
     """{cell id: its text output} of the notebook, run in `folder`. Raises for a cell that fails."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": folder}})
-    with client.setup_kernel(env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment}):
-        client.execute()
+    client.execute(env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment})
     return {cell["id"]: "".join(output.get("text", "") or output.get("data", {}).get("text/plain", "")
                                 for output in cell.outputs) for cell in notebook.cells if cell.cell_type == "code"}
 
@@ -31,7 +30,6 @@ def check(told: dict[str, str]) -> None:
     assert "0 failed" in said and "all-MiniLM-L6-v2 on rotten_tomatoes_mini" in said and "P(positive)" in said
 
 
-@pytest.mark.slow  # minutes beside the other tests on two cores
 @pytest.mark.timeout(900)  # against a hang only
 def test_the_notebook_runs_with_fewer_rows(tmp_path):
     check(executed(tmp_path, TUTORIAL_QUICK="1"))
