@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-faults test-gpu lint bench bench-gpu clean
+.PHONY: docs demo test test-slow test-faults test-gpu lint bench bench-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/finetune sweep sweeps/quickstart.yaml --output_dir runs/quickstart
@@ -31,6 +31,10 @@ bench-gpu:
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/speed.py --out runs/bench.json
+
+# The pages of docs/ in build/site, as a browser reads them; a broken link is an error
+docs: $(STAMP)
+	$(BIN)/python -m mkdocs build --strict
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -55,17 +55,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(name: str, argv: list[str]) -> int:
-    from finetune.errors import EXIT_CODES, ConfigError, did_you_mean
+    from finetune.errors import ConfigError, did_you_mean
 
     if name not in SUBCOMMANDS:
         raise ConfigError(f"no such command; there are {', '.join(SUBCOMMANDS)}{did_you_mean(name, SUBCOMMANDS)}")
     module = importlib.import_module(SUBCOMMANDS[name][0])
     if name == "train":
         return module.run(argv)
+    return module.main(parser_of(name).parse_args(argv))
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The options of every command but `train`, whose options are the knobs."""
+    from finetune.errors import EXIT_CODES
+
     parser = argparse.ArgumentParser(prog=f"finetune {name}", description=SUBCOMMANDS[name][1], epilog=EXIT_CODES,
                                      allow_abbrev=False)
-    module.configure(parser)
-    return module.main(parser.parse_args(argv))
+    importlib.import_module(SUBCOMMANDS[name][0]).configure(parser)
+    return parser
 
 
 if __name__ == "__main__":
