@@ -35,7 +35,7 @@ def searched(curve: Curve, margin: float) -> Searched:
     decisions = {depth: list(_looks(curve, by_depth[depth], plan, margin, each)) for depth in plan.candidates
                  if depth in by_depth}
     lost = {arm.freeze_depth for arm in curve.protocol.without_result}
-    decisions |= {depth: [_without_result(plan)] for depth in plan.candidates if depth in lost}
+    decisions |= {depth: [sequential.without_result()] for depth in plan.candidates if depth in lost}
     last = {depth: found[-1] for depth, found in decisions.items() if found}
     step = sequential.next_depths(plan.candidates, last)
     path = (*step.tested, *(() if step.now is None else (step.now,)))
@@ -53,17 +53,11 @@ def _looks(curve: Curve, point: Point, plan: AdaptivePlan, margin: float, alpha:
         both = [seed for seed in asked if seed in full.measured.seeds and seed in point.measured.seeds]
         found = difference(full.measured.pick(both).times(curve.sign), point.measured.pick(both).times(curve.sign)) \
             if both else None
-        decision = _without_result(plan, look) if found is None else sequential.decide(
+        decision = sequential.without_result(look, plan.looks.index(look) + 1) if found is None else sequential.decide(
             found[0], margin, alpha, plan.max_seeds, population=curve.population, seeds=look, lost=lost)
         yield decision
         if decision.final:
             return
-
-
-def _without_result(plan: AdaptivePlan, seeds: int = 0) -> Decision:
-    """Of a depth of which nothing is known: not safe, and more seeds would not change it."""
-    look = plan.looks.index(seeds) + 1 if seeds else 0
-    return Decision("undecided", math.nan, math.nan, math.nan, seeds, look, math.nan, None, lost=seeds)
 
 
 def why_not_deeper(curve: Curve, found: Searched) -> str:

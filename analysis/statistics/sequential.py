@@ -133,6 +133,12 @@ class Decision(NamedTuple):
         return self.state == "safe"
 
 
+def without_result(seeds: int = 0, look: int = 0) -> Decision:
+    """Of a depth of which no pair of `seeds` has a result: not safe, and more seeds would not change it. Without seeds:
+    all of its tuning trials have failed."""
+    return Decision("undecided", math.nan, math.nan, math.nan, seeds, look, math.nan, None, lost=seeds)
+
+
 def decide(
     losses: Parts | np.ndarray, margin: float, alpha: float, max_seeds: int = MAX_SEEDS, *,
     population: Population = "new_text", seeds: int | None = None, lost: int = 0,

@@ -135,9 +135,9 @@ def test_more_than_one_question_is_refused(tmp_path):
 
 
 def test_a_depth_without_any_result_is_undecided():
-    from finetune.sweep.adaptive.path import without_setting
+    from analysis.statistics.sequential import without_result
 
-    assert look_text(3, without_setting(), 6) == "depth 3 of 6: undecided, since none of its tuning trials has a result"
+    assert look_text(3, without_result(), 6) == "depth 3 of 6: undecided, since none of its tuning trials has a result"
 
 
 def test_a_dry_run_counts_what_it_takes_beside_the_grid(tiny_bert_dir, tmp_path):

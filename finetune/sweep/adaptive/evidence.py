@@ -73,8 +73,7 @@ class Finished:
         pairs = [pair for pair in zip(full, frozen, strict=True) if all(map(self._complete, pair))]
         seeds, lost, space = len(full), len(full) - len(pairs), self.space
         if not pairs:
-            return Decision("undecided", math.nan, math.nan, math.nan, seeds, space.looks.index(seeds) + 1, math.nan,
-                            None, lost)
+            return sequential.without_result(seeds, space.looks.index(seeds) + 1)
         parts = paired.losses([self._read(a) for a, _ in pairs], [self._read(b) for _, b in pairs], metric=space.metric,
                               task=space.task, higher_is_better=higher_is_better(space.metric))
         return sequential.decide(parts, space.margin, space.alpha, space.max_seeds, seeds=seeds, lost=lost)

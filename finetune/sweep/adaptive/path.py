@@ -76,12 +76,7 @@ def walk(space: Space, evidence: Evidence, assume: Mapping[int, bool] | None = N
 
 
 def _assumed(safe: bool) -> Decision:
-    return Decision("safe" if safe else "futile", math.nan, math.nan, math.nan, 0, 0, math.nan, None)
-
-
-def without_setting() -> Decision:
-    """Of a depth whose tuning trials have all failed: nothing can be said, and more seeds would not change it."""
-    return Decision("undecided", math.nan, math.nan, math.nan, 0, 0, math.nan, None)
+    return sequential.without_result()._replace(state="safe" if safe else "futile")
 
 
 def _tune(path: Path, space: Space, evidence: Evidence, depth: int) -> bool:
@@ -103,7 +98,7 @@ def _tune(path: Path, space: Space, evidence: Evidence, depth: int) -> bool:
 def _confirm(path: Path, space: Space, evidence: Evidence, depth: int) -> bool:
     """Looks until the depth is decided. False where trials are waited for."""
     if depth not in path.chosen:
-        path.decisions.append((depth, without_setting()))
+        path.decisions.append((depth, sequential.without_result()))
         return True
     for look in space.looks:
         full, frozen = (_fresh(space, path, which, look) for which in (FULL, depth))
