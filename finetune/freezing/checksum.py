@@ -7,7 +7,8 @@ places in the second; against accidents, as xxh3 on the host, not against advers
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -19,19 +20,44 @@ _MASK = (1 << 64) - 1
 
 def checksums(tensors: Iterable[Tensor]) -> list[str]:
     """One per tensor, the same on every device; a GPU is waited for once."""
-    sums = [_sums(tensor.detach()) for tensor in tensors]
-    if not sums:
+    words = [_words(tensor.detach()) for tensor in tensors]
+    if not words:
         return []
-    return [f"{first & _MASK:016x}{second & _MASK:016x}" for first, second in torch.stack(sums).tolist()]
+    sums = torch.cat([_sums_of(batch) for batch in _batches(words)])
+    return [f"{first & _MASK:016x}{second & _MASK:016x}" for first, second in sums.tolist()]
 
 
-def _sums(tensor: Tensor) -> Tensor:
+def _batches(words: list[Tensor]) -> Iterator[list[Tensor]]:
+    """In order, those of one kind together up to CHUNK words: a kernel's launch takes longer than a small tensor."""
+    batch: list[Tensor] = []
+    for one in words:
+        if batch and (one.dtype != batch[0].dtype or sum(map(len, batch)) + len(one) > CHUNK):
+            yield batch
+            batch = []
+        batch.append(one)
+    yield batch
+
+
+def _sums_of(batch: list[Tensor]) -> Tensor:
+    """(tensors, 2) int64"""
+    if len(batch) == 1:
+        return _sums(batch[0]).unsqueeze(0)
+    device, ends = batch[0].device, list(accumulate(map(len, batch)))
+    lengths = torch.tensor([len(words) for words in batch], device=device)
+    starts = torch.tensor([0, *ends[:-1]], device=device)
+    values = torch.cat(batch).to(torch.int64)
+    position = torch.arange(ends[-1], device=device) - starts.repeat_interleave(lengths, output_size=ends[-1])
+    so_far = torch.zeros(2, ends[-1] + 1, dtype=torch.int64, device=device)
+    torch.cumsum(torch.stack([values, values * (position * _STEP | 1)]), 1, out=so_far[:, 1:])
+    return (so_far[:, starts + lengths] - so_far[:, starts]).T
+
+
+def _sums(words: Tensor) -> Tensor:
     """(2,) int64"""
-    words = _words(tensor)
-    total = torch.zeros(2, dtype=torch.int64, device=tensor.device)
+    total = torch.zeros(2, dtype=torch.int64, device=words.device)
     for start in range(0, len(words), CHUNK):
         part = words[start:start + CHUNK].to(torch.int64)
-        weights = torch.arange(start, start + len(part), device=tensor.device, dtype=torch.int64) * _STEP | 1
+        weights = torch.arange(start, start + len(part), device=words.device, dtype=torch.int64) * _STEP | 1
         total += torch.stack([part.sum(), (part * weights).sum()])
     return total
 

@@ -64,6 +64,33 @@ class Backbone:
         memo = {id(own[name]): nn.Parameter(own[name].data, requires_grad=False) for name in shared}
         return copy.deepcopy(self.pristine, memo)
 
+    @cached_property
+    def _on_devices(self) -> dict[tuple[int, torch.device], torch.Tensor]:
+        """By where a parameter of `pristine` lies, and device: its one copy there."""
+        return {}
+
+    def move(self, model: nn.Module, device: torch.device) -> None:
+        """`model.to(device)`, where what `fresh_model` shares is shared again: it goes there once per process."""
+        if device.type != "cpu":
+            shared = {parameter.data_ptr(): parameter.data for parameter in self.pristine.parameters()}
+            for parameter in model.parameters():
+                place = parameter.data_ptr()
+                if place in shared and not parameter.requires_grad:
+                    parameter.data = self._copy_on(device, shared[place])
+        model.to(device)
+
+    def _copy_on(self, device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
+        key = (tensor.data_ptr(), device)
+        if key not in self._on_devices:
+            self._on_devices[key] = tensor.to(device)
+        return self._on_devices[key]
+
+    def own_places(self, device: torch.device) -> set[int]:
+        """Where on a device the bytes lie that all models of this process share."""
+        if device.type == "cpu":
+            return {parameter.data_ptr() for parameter in self.pristine.parameters()}
+        return {tensor.data_ptr() for (_, where), tensor in self._on_devices.items() if where == device}
+
 
 def load_backbone(config: TrialConfig) -> Backbone:
     """Find, check and read the backbone that `config` names; the same object again for the same name in one process.

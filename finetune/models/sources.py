@@ -89,6 +89,14 @@ def find_model(config: TrialConfig) -> ModelFiles:
     return _cached(config) or _from_hub(config)
 
 
+def find_at_hand(config: TrialConfig) -> ModelFiles | None:
+    """As `find_model`, but nobody is asked over the network: None where the model would be downloaded."""
+    folder = Path(config.model_name_or_path).expanduser()
+    if folder.is_dir():
+        return _local(folder)
+    return _cached(config) or (_packaged(config) if config.model_name_or_path == PACKAGED_MODEL else None)
+
+
 def _local(folder: Path) -> ModelFiles:
     if not (folder / "config.json").is_file():
         raise ConfigError([Problem("model_name_or_path", str(folder), _what_instead(folder))])
@@ -193,7 +201,7 @@ def _is_wanted(file: str, with_code: bool) -> bool:
     return file.endswith(TOKENIZER_ENDINGS + ((".py",) if with_code else ()))
 
 
-def _packaged(config: TrialConfig, error: Exception) -> ModelFiles:
+def _packaged(config: TrialConfig, error: Exception | None = None) -> ModelFiles:
     """The copy inside the `demo` extra's package, checked. Raises EnvironmentProblem for every other model."""
     name = config.model_name_or_path
     advice = "or give model_name_or_path the path of a folder that you downloaded elsewhere"

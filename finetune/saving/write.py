@@ -28,7 +28,7 @@ def save_delta(classifier: Classifier, backbone: Backbone, manifest: KeptModel, 
     Raises EnvironmentProblem when the disk refuses.
     """
     tensors = changed_tensors(classifier, backbone)
-    with whole_folder(target, "a model") as folder:
+    with whole_folder(target, "a model", durable="soon") as folder:
         save_file(tensors, folder / DELTA)
         _finish(folder, manifest, "delta", classifier.backbone, [DELTA])
     return {"kind": "delta", "folder": target.name, "tensors": len(tensors), "bytes": _size(tensors)}
@@ -63,12 +63,15 @@ def _finish(folder: Path, manifest: KeptModel, kind: str, model: nn.Module, name
 def changed_tensors(classifier: Classifier, backbone: Backbone) -> dict[str, Tensor]:
     """By Classifier name: the head, and what in the backbone is new or not what the base holds."""
     base = dict(backbone.pristine.named_parameters())
+    unchanged = backbone.own_places(next(classifier.parameters()).device)
     changed = {}
     for name, parameter in classifier.named_parameters():
-        tensor = parameter.detach().cpu()
+        if parameter.data_ptr() in unchanged:
+            continue
+        tensor = _plain(parameter)
         before = base.get(base_name(name.removeprefix(BACKBONE))) if name.startswith(BACKBONE) else None
-        if before is None or not (tensor.data_ptr() == before.data_ptr() or torch.equal(tensor, before)):
-            changed[name] = _plain(tensor)
+        if before is None or not torch.equal(tensor, before):
+            changed[name] = tensor
     return changed
 
 
@@ -99,7 +102,8 @@ def room_for_delta(classifier: Classifier, target: Path) -> bool:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous().clone()
+    """A copy on the host, in one piece."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
 
 
 def _size(tensors: dict[str, Tensor]) -> int:

@@ -23,7 +23,7 @@ from finetune.results import RecordStore
 from finetune.sweep.adaptive.prepare import prepared
 from finetune.sweep.adaptive.space import space_of
 from finetune.sweep.plan import TICK, Plan, SweepOptions, make_plan
-from finetune.sweep.runner import planned_trials, team_for
+from finetune.sweep.runner import team_for, worker_count
 from finetune.sweep.search.trials import Candidate
 from finetune.sweep.spec.schema import SweepSpec
 from finetune.sweep.view.board import duration, label_of
@@ -246,7 +246,7 @@ def _is_done(store: RecordStore, trial_id: str) -> bool:
 def _workers(spec: SweepSpec, options: SweepOptions) -> int:
     from finetune.sweep.workers.pool import Machine
 
-    return Machine.here().workers(options.workers, planned_trials(spec, options))
+    return worker_count(Machine.here(), spec, options)
 
 
 def _labels(plan: Plan) -> list[str]:

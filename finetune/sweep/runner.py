@@ -28,6 +28,7 @@ from finetune.sweep.spec.schema import SweepSpec
 from finetune.sweep.storages import StudyStorage, open_storage
 from finetune.sweep.view.board import Board, label_of
 from finetune.sweep.view.live import View
+from finetune.sweep.workers.cards import weights_at_hand
 from finetune.sweep.workers.pool import Machine
 from finetune.sweep.workers.team import Team
 
@@ -219,8 +220,9 @@ def output_lock(output_dir: Path) -> Iterator[None]:
 @contextmanager
 def team_for(spec: SweepSpec, options: SweepOptions, view: View, logs: Path) -> Iterator[Team]:
     """Workers that end with this block: at once after an error, with time for a checkpoint after a signal."""
-    count = Machine.here().workers(options.workers, planned_trials(spec, options))
-    team = Team(Machine.here(), count, task=options.task, logs=logs, ask_verdicts=spec.early_terminate is not None)
+    machine = Machine.here()
+    team = Team(machine, worker_count(machine, spec, options), task=options.task, logs=logs,
+                ask_verdicts=spec.early_terminate is not None)
     team.on_second_signal(view.close, exits=not options.from_python)
     try:
         yield team
@@ -239,7 +241,10 @@ def team_for(spec: SweepSpec, options: SweepOptions, view: View, logs: Path) -> 
         team.close(interrupt=False)
 
 
-def planned_trials(spec: SweepSpec, options: SweepOptions) -> int:
-    """An upper bound, known before anything is resolved."""
+def worker_count(machine: Machine, spec: SweepSpec, options: SweepOptions) -> int:
+    """As asked for, or as many as fit; never more than there are trials, as far as that is known before anything is
+    resolved."""
     points, _, open_ended = known_points(spec, options.search_seed, fixed_knobs(spec, options.output_dir))
-    return (spec.run_cap or sys.maxsize) if open_ended else min(len(points), spec.run_cap or len(points))
+    trials = (spec.run_cap or sys.maxsize) if open_ended else min(len(points), spec.run_cap or len(points))
+    weights = weights_at_hand(point.config for point in points) if machine.gpus and options.workers is None else None
+    return machine.workers(options.workers, trials, weights)

@@ -36,6 +36,8 @@ class Recorder(Protocol):
 
     def forget_failure(self) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class Trained(Protocol):
     """What a recorded step needs of a trainer (`loop.Trainer`)."""
@@ -73,6 +75,9 @@ class EagerTwin:
     def forget_failure(self) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
 
 class CudaRecorder:
     """One memory pool for all graphs of a trial: they never run at the same time."""
@@ -107,6 +112,11 @@ class CudaRecorder:
             fresh = torch.Generator(self.device)
             fresh.set_state(self._state)
             torch.cuda.default_generators[index].graphsafe_set_state(fresh.graphsafe_get_state())
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool = None
+            torch.cuda.empty_cache()  # the pool of a graph that is gone serves nobody, nor another process
 
 
 @dataclass
@@ -150,6 +160,12 @@ class StepGraphs:
         self.trainer.optimizer.zero_grad(set_to_none=True)  # else an eager step would add to what a graph left
         self.replays += 1
         return recorded.loss.clone()
+
+    def close(self) -> None:
+        """Let go of what was recorded: its memory on the device is no other trial's until then."""
+        self._steps.clear()
+        self._optimizer = None
+        self.recorder.close()
 
     def _may(self) -> bool:
         trainer = self.trainer

@@ -220,6 +220,12 @@ class Trainer:
             self.gradient_norms.append(self.norms)
         self.windows_done, self.loss_sum, self.norms = 0, 0.0, {}
 
+    def close(self) -> None:
+        """The trial is over. Graphs and trainer refer to each other, and would wait for the garbage collector."""
+        if self.graphs is not None:
+            self.graphs.close()
+            self.graphs = None
+
     def heed_signals(self) -> None:
         """Between two steps: raises Interrupted on every process when a signal has come to one of them."""
         if self.accelerator.num_processes > 1:

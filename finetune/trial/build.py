@@ -33,7 +33,7 @@ def build_trainer(run: TrialRun) -> Trainer:
     """The model and its training, before the first step; on the accelerator's device."""
     resolved, config, accelerator = run.resolved, run.resolved.config, run.accelerator
     classifier, stack = build_classifier(resolved)
-    classifier.to(accelerator.device)
+    resolved.backbone.move(classifier, accelerator.device)
     prefix = PrefixReuse(classifier, stack, resolved.prefix, list(run.splits.values()), accelerator.autocast,
                          enabled=config.prefix_cache, recomputes=config.gradient_checkpointing,
                          progress=run.progress.filling)

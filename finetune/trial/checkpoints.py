@@ -17,7 +17,8 @@ from finetune.trial.build import build_trainer
 from finetune.trial.environment import differences, environment
 from finetune.trial.state import TrialRun
 
-LITTLE_TO_DO_AGAIN_SECONDS = 30.0
+LITTLE_TO_DO_AGAIN_SECONDS = 30.0  # the record follows at once
+SHORT_EPOCH_SECONDS = 5.0  # on a GPU, where copying weights and moments to the host takes as long as such an epoch
 WRITES_BESIDE = frozenset({"cuda"})  # kinds of device that train on while the host writes a checkpoint
 
 
@@ -49,11 +50,12 @@ def _write(run: TrialRun, checkpoint: Checkpoint) -> None:
 
 def save_unless_over(run: TrialRun, over: bool) -> None:
     """After an epoch. `over`: the record follows at once, so that a checkpoint is left out where doing the work since
-    the newest one again would take less than writing is worth. Several processes write together: a signal to one of
-    them could not make up for it."""
-    little = run.state.spent_seconds - run.state.safe_seconds < LITTLE_TO_DO_AGAIN_SECONDS
-    run.left_out = over and run.accelerator.num_processes == 1 and little
-    if not run.left_out:
+    the newest one again would take less than writing is worth; between short epochs on a GPU likewise (a signal still
+    has one written). Several processes write together: a signal to one of them could not make up for it."""
+    at_risk, alone = run.state.spent_seconds - run.state.safe_seconds, run.accelerator.num_processes == 1
+    run.left_out = over and alone and at_risk < LITTLE_TO_DO_AGAIN_SECONDS
+    short = run.accelerator.device.type in WRITES_BESIDE and alone and at_risk < SHORT_EPOCH_SECONDS
+    if not run.left_out and not short:
         save_checkpoint(run)
 
 

@@ -12,15 +12,12 @@ import numpy as np
 
 from finetune.config import TrialConfig
 from finetune.errors import Interrupted, TrialFailed
-from finetune.results import RecordStore
-from finetune.saving.manifest import MODEL_FOLDER
 from finetune.training import signals
 from finetune.training.evaluation import class_details
 from finetune.training.memory import peak_memory_bytes, reset_peak_memory
 from finetune.training.precision import decided
 from finetune.training.processes import is_main_process
 from finetune.training.random_state import own_randomness
-from finetune.training.resume import digest_of_tensors
 from finetune.training.stopwatch import Stopwatch
 from finetune.trial.attempts import attempts
 from finetune.trial.build import audited, build_trainer, encode_splits
@@ -30,7 +27,7 @@ from finetune.trial.events import Observer
 from finetune.trial.failures import failed_outcome
 from finetune.trial.record import fill_record, frozen_and_trained, metrics_of, trained_parts, truth
 from finetune.trial.resolve import resolve_trial
-from finetune.trial.save_model import save_model
+from finetune.trial.save_model import with_weights
 from finetune.trial.state import TrialOutcome, TrialRun
 
 
@@ -163,8 +160,5 @@ def _test(run: TrialRun, ended: str) -> TrialOutcome:
         state.cost["evaluation_seconds"] += watch.seconds
     record = fill_record(run, ended).model_copy(update={
         "metrics": metrics, "last_epoch_metrics": last, "best_epoch": best["epoch"],
-        "details": class_details(run.resolved.data, predictions), "weights": digest_of_tensors(trainer.best)})
-    if ended == "complete" and run.output_dir and run.accelerator.is_main_process:
-        target = RecordStore(run.output_dir).folder(record.trial_id) / MODEL_FOLDER
-        record = record.model_copy(update={"model": save_model(run.resolved, trainer.classifier, record, target)})
-    return TrialOutcome(record, predictions)
+        "details": class_details(run.resolved.data, predictions)})
+    return TrialOutcome(with_weights(run, record), predictions)

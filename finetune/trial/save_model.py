@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import EnvironmentProblem
 from finetune.models.head import Classifier
 from finetune.models.poolers import pooling_of
-from finetune.results import TrialRecord
-from finetune.saving.manifest import Base, HeadShape, KeptModel
+from finetune.results import RecordStore, TrialRecord
+from finetune.saving.manifest import MODEL_FOLDER, Base, HeadShape, KeptModel
 from finetune.saving.write import room_for_delta, save_delta, save_full
+from finetune.training.resume import digest_of_tensors
 from finetune.trial.resolve import ResolvedTrial
+from finetune.trial.state import TrialRun
+
+
+def with_weights(run: TrialRun, record: TrialRecord) -> TrialRecord:
+    """The record of a trial that is not failed, with the digest of its best weights, and its model where it is complete
+    and has a folder: hashing the one and writing the other wait for nothing but the disk."""
+    with ThreadPoolExecutor(1) as beside:
+        digest = beside.submit(digest_of_tensors, run.trainer.best)
+        if record.state == "complete" and run.output_dir and run.accelerator.is_main_process:
+            target = RecordStore(run.output_dir).folder(record.trial_id) / MODEL_FOLDER
+            kept = save_model(run.resolved, run.trainer.classifier, record, target)
+            record = record.model_copy(update={"model": kept})
+        return record.model_copy(update={"weights": digest.result()})
 
 
 def save_model(resolved: ResolvedTrial, classifier: Classifier, record: TrialRecord, target: Path) -> dict[str, Any]:

@@ -85,4 +85,6 @@ class TrialRun:
         """Model and optimizer refer back to this object: without this they wait for the garbage collector, and the
         next trial of a warm worker is built beside them. What is still written is waited for."""
         self.background.close()
+        if self.trainer is not None:
+            self.trainer.close()
         self.trainer = None

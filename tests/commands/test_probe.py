@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 
 from finetune.config import TrialConfig
 from finetune.data.encoding.batches import to_device
@@ -27,7 +28,7 @@ def config(tiny_bert_dir, tmp_path, monkeypatch):
 def reuse_of(config):
     resolved = resolve_trial(config)
     classifier, stack = build_classifier(resolved)
-    device = "cuda" if torch.cuda.is_available() else "cpu"  # a trial's entries are those of its device
+    device = PartialState().device.type  # a trial's entries are those of its device, the first one of the process
     classifier.to(device)
     splits = encode_splits(resolved, device)
     return PrefixReuse(classifier, stack, resolved.prefix, list(splits.values()), contextlib.nullcontext), splits

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,12 +14,14 @@ import psutil
 import pytest
 
 from finetune.commands.sweep import closing
+from finetune.config import TrialConfig
 from finetune.errors import ConfigError, DataError, EnvironmentProblem
 from finetune.results import RecordStore
 from finetune.sweep.view.board import Board, duration, label_of
 from finetune.sweep.view.live import RichView
 from finetune.sweep.view.status import state_of, text_of
-from finetune.sweep.workers.pool import Machine, visible_gpus
+from finetune.sweep.workers.cards import visible_gpus, weights_at_hand
+from finetune.sweep.workers.pool import Machine
 from sweeps import sweep
 
 METRIC = {"name": "validation/accuracy", "goal": "maximize"}
@@ -248,6 +251,29 @@ def test_workers_fit_the_machine():
     assert Machine(64, ("0", "1", "2"), 2**40).workers(None, 100) == 3
     assert Machine(64, ("0", "1", "2"), 2**40).workers(None, 2) == 2
     assert Machine(2, (), 2**30).workers(8, 100) == 8
+
+
+def test_workers_fit_the_gpus(tmp_path, tiny_bert_dir):
+    base, card = 440 * 10**6, 80 * 2**30  # BERT-base's weights
+    assert Machine(16, ("0",), 2**37, card).workers(None, 100, base) == 4
+    assert Machine(16, ("0",), 2**37, card).workers(None, 100) == 1  # what is not downloaded may be large
+    assert Machine(16, ("0",), 2**37).workers(None, 100, base) == 1
+    assert Machine(16, ("0",), 2**37, 16 * 2**30).workers(None, 100, base) == 2
+    assert Machine(16, ("0",), 2**37, 2**30).workers(None, 100, base) == 1
+    assert Machine(6, ("0",), 2**37, card).workers(None, 100, base) == 3
+    assert Machine(16, ("0", "1"), 2**37, card).workers(None, 100, base) == 8
+    assert Machine(16, ("0", "1"), 2**30, card).workers(None, 100, base) == 2
+    assert Machine(16, ("0",), 2**37, card).workers(None, 100, 30 * base) == 1
+
+
+def test_the_weights_of_a_sweep_are_known_where_its_models_are_here(tmp_path, tiny_bert_dir):
+    here, away = (TrialConfig(model_name_or_path=str(name)) for name in (tiny_bert_dir, tmp_path / "none"))
+    size = (tiny_bert_dir / "model.safetensors").stat().st_size
+    assert weights_at_hand([here, here]) == size and weights_at_hand([here, away]) is None
+    halved = shutil.copytree(tiny_bert_dir, tmp_path / "halved")
+    config = json.loads((halved / "config.json").read_text())
+    (halved / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    assert weights_at_hand([here, TrialConfig(model_name_or_path=str(halved))]) == 2 * size
 
 
 def test_gpus_are_found_without_torch(tmp_path, monkeypatch):

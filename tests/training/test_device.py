@@ -91,8 +91,9 @@ def test_a_whole_trial_in_buckets_predicts_the_same(tiny_bert_dir, tmp_path, mon
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path))
     knobs = {"model_name_or_path": str(tiny_bert_dir), "train_size": 40, "evaluation_size": 20, "max_length": 24,
              "num_train_epochs": 1, "freeze_depth": 2, "head_dropout": 0.0}
+    monkeypatch.setattr(card, "BUCKET_TOKENS", {})
     plain = run_trial(TrialConfig.from_mapping(knobs))
-    monkeypatch.setitem(card.BUCKET_TOKENS, "cpu", 16)
+    monkeypatch.setitem(card.BUCKET_TOKENS, "cuda" if torch.cuda.is_available() else "cpu", 16)
     found = run_trial(TrialConfig.from_mapping(knobs))
     assert found.record.trial_id == plain.record.trial_id and found.record.prefix["used"]
     assert found.record.history[0]["train"]["padding_share"] > plain.record.history[0]["train"]["padding_share"]

@@ -127,7 +127,7 @@ class Beside(killing.At):
     """A trial whose checkpoints are written beside it, in a process of its own."""
 
     def started(self, resolved):
-        trial_module.WRITES_BESIDE = frozenset({"cpu"})
+        trial_module.WRITES_BESIDE, trial_module.SHORT_EPOCH_SECONDS = frozenset({"cpu"}), 0.0
 
 
 def test_a_checkpoint_written_beside_training_holds_the_step_at_which_it_was_taken(knobs, tmp_path):
@@ -145,6 +145,26 @@ def test_what_is_written_beside_is_raised_where_it_is_waited_for(knobs, tmp_path
         raise EnvironmentProblem("cannot write a checkpoint: the disk is full")
 
     monkeypatch.setattr(trial_module, "WRITES_BESIDE", frozenset({"cpu"}))
+    monkeypatch.setattr(trial_module, "SHORT_EPOCH_SECONDS", 0.0)
     monkeypatch.setattr(Checkpoints, "save", refuse)
     with pytest.raises(EnvironmentProblem, match="the disk is full"):
         run_trial(TrialConfig.from_mapping(knobs), output_dir=tmp_path)
+
+
+def test_between_short_epochs_on_a_gpu_no_checkpoint_is_written_but_a_signal_has_one(knobs, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(trial_module, "WRITES_BESIDE", frozenset({"cpu"}))
+    monkeypatch.setattr(Checkpoints, "save", lambda self, checkpoint: written.append(checkpoint.step))
+    run_trial(TrialConfig.from_mapping({**knobs, "num_train_epochs": 3}), output_dir=tmp_path)
+    assert written == []
+    monkeypatch.setattr(trial_module, "SHORT_EPOCH_SECONDS", 0.0)
+    run_trial(TrialConfig.from_mapping({**knobs, "num_train_epochs": 3}), output_dir=tmp_path)
+    assert len(written) == 2  # the last one's record follows at once
+
+
+def test_many_small_tensors_have_the_checksums_of_each_by_itself(monkeypatch):
+    monkeypatch.setattr(checksum, "CHUNK", 50)
+    draw = torch.Generator().manual_seed(3)
+    tensors = [torch.randn(size, generator=draw) for size in (3, 17, 0, 49, 1, 120, 5, 5)]
+    tensors.insert(3, torch.ones(7, dtype=torch.bfloat16))  # 14 bytes
+    assert checksum.checksums(tensors) == [checksum.checksums([tensor])[0] for tensor in tensors]

@@ -6,9 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import platform
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from typing import Any
 import psutil
 
 from finetune.sweep.workers import worker as worker_process
+from finetune.sweep.workers.cards import free_memory, visible_gpus, workers_per_gpu
 from finetune.sweep.workers.worker import WorkerOptions
 
 MEMORY_PER_WORKER = 3 * 2**30  # bytes; torch, a base-sized encoder and its optimizer state
@@ -33,38 +32,32 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 
 @dataclass(frozen=True)
 class Machine:
-    """What this coordinator may use. `gpus` are the identifiers for CUDA_VISIBLE_DEVICES."""
+    """What this coordinator may use. `gpus` are the identifiers for CUDA_VISIBLE_DEVICES; `gpu_bytes` are free on each
+    of them at least, None where nobody says."""
 
     cores: int
     gpus: tuple[str, ...]
     memory_bytes: int
+    gpu_bytes: int | None = None
 
     @classmethod
     def here(cls) -> Machine:
         return cls(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-                   tuple(visible_gpus()), psutil.virtual_memory().available)
+                   tuple(gpus := visible_gpus()), psutil.virtual_memory().available, free_memory(gpus))
 
-    def workers(self, wanted: int | None, trials: int) -> int:
-        """How many workers: as wanted; else one per GPU, or as many as cores and memory carry. Never idle ones."""
+    def workers(self, wanted: int | None, trials: int, weights: int | None = None) -> int:
+        """How many workers: as wanted; else as many as each GPU takes, or cores and memory carry. Never idle ones.
+
+        `weights`: bytes of the model, where they are known.
+        """
         if wanted is None:
+            by_memory = max(1, self.memory_bytes // MEMORY_PER_WORKER)
             # Small models scale badly over threads: few cores go to one trial each, many are shared out by four.
             by_cores = max(min(self.cores, 4), self.cores // 4)
-            wanted = len(self.gpus) or min(by_cores, max(1, self.memory_bytes // MEMORY_PER_WORKER))
+            count = len(self.gpus)
+            wanted = min(by_cores, by_memory) if not count else max(
+                count, min(by_memory, count * workers_per_gpu(self.cores // count, self.gpu_bytes, weights)))
         return max(1, min(wanted, trials))
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that CUDA would show us, found without loading torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [] if visible.strip() in ("", "-1", "NoDevFiles") else [name.strip() for name in visible.split(",")]
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        listing = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
-        return [str(index) for index, line in enumerate(line for line in listing.splitlines() if line[:3] == "GPU")]
-    return []
 
 
 class Worker:

@@ -31,6 +31,7 @@ from finetune.config import TrialConfig
 from finetune.errors import ConfigError, FinetuneError, Interrupted
 from finetune.prefix.budget import configure
 from finetune.results import TrialRecord
+from finetune.saving.folder import keep_up
 from finetune.tracking import speak_through, trackers
 from finetune.training import signals
 from finetune.trial.events import Observer, Observers, Verdict
@@ -73,6 +74,7 @@ def _leave() -> None:
     Not where wandb is loaded, which ends its own processes on the way out.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    keep_up()
     if "wandb" not in sys.modules:
         sys.stdout.flush()
         sys.stderr.flush()
