@@ -85,13 +85,13 @@ class LayerStack:
     def parts_below(self) -> dict[str, set[str]]:
         """The parts that a module's mode concerns, for every module: its own part, or all those that it contains."""
         below: dict[str, set[str]] = {}
-        for name, _ in self.model.named_modules():
-            prefix = f"{name}." if name else ""
-            own = self.module_parts.get(name)
-            inner = {part for other, part in self.module_parts.items() if other.startswith(prefix)}
-            if own or inner:
-                below[name] = {own} if own else inner
-        return below
+        for name, part in self.module_parts.items():
+            outer = name
+            while outer:
+                outer = outer.rpartition(".")[0]
+                below.setdefault(outer, set()).add(part)
+        below |= {name: {part} for name, part in self.module_parts.items()}
+        return {name: below[name] for name, _ in self.model.named_modules() if name in below}
 
     def names(self, *parts: str) -> frozenset[str]:
         """The parameter names of these parts."""
