@@ -24,6 +24,7 @@ from finetune.data.task_data import TAGGED
 from finetune.training.memory import is_out_of_memory
 from finetune.training.random_state import random_states, set_random_states
 
+UNUSED_BYTES = 4 * 2**30  # on the device, that a worker holds on to before it gives them back
 WORTH_STEPS = 20  # auto: a trial of fewer steps is over before recording has paid
 
 
@@ -114,9 +115,12 @@ class CudaRecorder:
             torch.cuda.default_generators[index].graphsafe_set_state(fresh.graphsafe_get_state())
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool = None
-            torch.cuda.empty_cache()  # the pool of a graph that is gone serves nobody, nor another process
+        if self._pool is None:
+            return
+        self._pool = None
+        # The pool of a graph that is gone serves nobody. Giving it back takes 0.3 s (H200): not after every trial.
+        if torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device) > UNUSED_BYTES:
+            torch.cuda.empty_cache()
 
 
 @dataclass
