@@ -21,6 +21,7 @@ _COMMENT = re.compile(r"#(\s|$)")
 
 def read_conll(text: str, source: str, suffix: str) -> Table:
     """Columns `tokens`, column_2 …, and the last `tags`; in CoNLL-U by their names. `lines` are the sentences' first.
+    One column is words alone, to predict on.
 
     Raises DataError, naming the line, where a line has fewer or more columns than those before it.
     """
@@ -35,13 +36,13 @@ def read_conll(text: str, source: str, suffix: str) -> Table:
                 open_sentence = []
             continue
         width = width or len(fields)
-        if len(fields) != width or width < 2:
+        if len(fields) != width:
             raise DataError(f"{source} line {number}: {len(fields)} columns ({shown(line.strip(), 40)}), the first "
                             f"token has {width}; allowed: a token and its tags, the same number in every line")
         open_sentence.append(fields)
     if not sentences:
         raise DataError(f"{source}: there is no sentence in it")
-    names = list(_UNIVERSAL) if universal else [TOKENS, *(f"column_{n}" for n in range(2, width)), TAGS]
+    names = list(_UNIVERSAL) if universal else [TOKENS, *(f"column_{n}" for n in range(2, width)), TAGS][:width]
     if universal and width != len(names):
         raise DataError(f"{source}: CoNLL-U has 10 columns between tabs, this has {width}")
     rows = [[list(column) for column in zip(*words, strict=True)] for _, words in sentences]
