@@ -136,8 +136,8 @@ def _assemble_tagged(source: Source, columns: Columns, config: TrialConfig) -> T
     splits, names, checked, rejected = read_tagged(source, columns)
     check_row_count(splits)
     notes = [*source.notes, *(note for table in source.tables.values() for note in table.notes), *checked.notes]
-    notes += _make_missing(splits, LabelSpace(TAGGED, names), config,
-                           dict.fromkeys(set(source.tables) - set(splits), 0))
+    unusable = {name: len(source.tables[name].rows) for name in set(source.tables) - set(splits)}
+    notes += _make_missing(splits, LabelSpace(TAGGED, names), config, unusable)
     notes += never_in_train(splits, names)
     return TaskData(
         name=source.name, config_name=source.config_name, task=TAGGED, label_names=names, num_outputs=len(names),

@@ -16,7 +16,18 @@ SUFFIXES = (".conll", ".conllu", ".iob", ".iob2", ".bio")
 TOKENS, TAGS = "tokens", "tags"
 _UNIVERSAL = ("id", TOKENS, "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 _NOT_A_WORD = re.compile(r"\d+[-.]\d+")
+_TAG = re.compile(r"O|[BIESLU]-\S+")
+_SAMPLE = 500  # lines that tell
 _COMMENT = re.compile(r"#(\s|$)")
+
+
+def is_conll(text: str) -> bool:
+    """Whether a .txt or .tsv holds CoNLL's columns: empty lines between, every last column O or PREFIX-TYPE."""
+    lines = text.split("\n")[:_SAMPLE]
+    words = [fields for line in lines if (fields := _fields(line, universal=False))]
+    ended = any(not line.strip() for line in lines[:-1]) and lines[0].strip()
+    return bool(ended and words) and len(set(map(len, words))) == 1 and len(words[0]) > 1 and all(
+        _TAG.fullmatch(fields[-1]) for fields in words)
 
 
 def read_conll(text: str, source: str, suffix: str) -> Table:
