@@ -17,6 +17,7 @@ from analysis.findings.curves import Curve, Point, difference
 from analysis.findings.words import margin_text, points, seeds
 from analysis.load.records import Arm, Trial, flatten
 from analysis.statistics import stats
+from analysis.statistics.metrics import TAGGED
 
 COLLAPSED = 0.25  # a seed that went less far than this, of the way from the baseline to its siblings
 VACUOUS_SHARE = 0.5  # a margin of at least this share of the gain over the baseline means nothing
@@ -208,7 +209,10 @@ def vacuous_margin(curve: Curve, margin: float) -> str | None:
 
 
 def _other_metric(curve: Curve) -> str:
-    known = curve.reference.trials[0].record.metrics.get("test", {}) if curve.reference else {}
-    better = next((name for name in ("f1_macro", "matthews") if name in known
-                   and name != curve.metric), None)
+    record = curve.reference.trials[0].record if curve.reference else None
+    known = record.metrics.get("test", {}) if record else {}
+    # Of entities every F1 of "all O" is 0 already; of words it is right where most have no entity.
+    tagged = record is not None and record.task == TAGGED and "precision" in known
+    names = (("f1",) if curve.metric == "accuracy" else ()) if tagged else ("f1_macro", "matthews")
+    better = next((name for name in names if name in known and name != curve.metric), None)
     return f"; take --metric {better}, which a constant answer does not do well in" if better else ""

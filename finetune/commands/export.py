@@ -13,7 +13,8 @@ from finetune.errors import ConfigError
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Puts the tensors that a trial kept on their base model and writes backbone, tokenizer and head to TARGET: "
-        "AutoModel.from_pretrained loads the backbone, `finetune predict` uses it all."
+        "AutoModel.from_pretrained loads the backbone, `finetune predict` uses it all. A token classifier with a "
+        "linear head is loaded by AutoModelForTokenClassification too, where transformers has that class of the model."
     )
     parser.add_argument("folder", metavar="TRIAL", type=Path, help="a trial's folder, OUTPUT_DIR/trials/<trial_id>")
     parser.add_argument("target", metavar="TARGET", type=Path, nargs="?",

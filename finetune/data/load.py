@@ -13,6 +13,7 @@ from finetune.data.schema.checks import check_labels, check_row_count
 from finetune.data.schema.columns import Columns, find_columns
 from finetune.data.schema.labels import LabelSpace, label_space
 from finetune.data.schema.rows import KEPT_BACK, NO_GOLD, Rows
+from finetune.data.schema.span_annotations import tag_spans
 from finetune.data.schema.tokens import join_tokens
 from finetune.data.sources.catalog import BUNDLED, bundled_folder
 from finetune.data.sources.local import configurations, open_local, stamp
@@ -67,6 +68,8 @@ def open_source(config: TrialConfig) -> Source:
     """The tables behind a dataset_name: bundled, a path, or the hub."""
     source = _opened(config)
     for table in source.tables.values():
+        if config.task in ("auto", TAGGED):
+            tag_spans(table)
         join_tokens(table)
     return source
 
@@ -133,8 +136,8 @@ def _assemble_tagged(source: Source, columns: Columns, config: TrialConfig) -> T
     splits, names, checked, rejected = read_tagged(source, columns)
     check_row_count(splits)
     notes = [*source.notes, *(note for table in source.tables.values() for note in table.notes), *checked.notes]
-    notes += _make_missing(splits, LabelSpace(TAGGED, names), config,
-                           dict.fromkeys(set(source.tables) - set(splits), 0))
+    unusable = {name: len(source.tables[name].rows) for name in set(source.tables) - set(splits)}
+    notes += _make_missing(splits, LabelSpace(TAGGED, names), config, unusable)
     notes += never_in_train(splits, names)
     return TaskData(
         name=source.name, config_name=source.config_name, task=TAGGED, label_names=names, num_outputs=len(names),

@@ -23,7 +23,7 @@ def recorded(data: TaskData, encoded: Mapping[str, EncodedSplit], max_length: in
         "truncated": truncated,
         "unknown_tokens": {name: split.unknown_share for name, split in encoded.items()},
         "unknown_rows": {name: split.unknown_rows for name, split in encoded.items()},
-        "notes": [*data.notes, *truncation_note(truncated, max_length), *unknown_notes(encoded)],
+        "notes": [*data.notes, *truncation_note(truncated, max_length), *cut_words(encoded), *unknown_notes(encoded)],
     }
 
 
@@ -31,6 +31,14 @@ def truncation_note(truncated: Mapping[str, float], max_length: int) -> list[str
     """One sentence when rows were cut."""
     cut = [f"{share:.1%} of the {name} rows" for name, share in truncated.items() if share > 0]
     return [f"cut to max_length = {max_length} tokens: {', '.join(cut)}"] if cut else []
+
+
+def cut_words(encoded: Mapping[str, EncodedSplit]) -> list[str]:
+    """One sentence when words with a label lie beyond max_length."""
+    cut = {name: int(split.words.counts.sum() - split.words.kept.sum())
+           for name, split in encoded.items() if split.words is not None}
+    told = [f"{words} of {name}" for name, words in cut.items() if words]
+    return [f"words that were cut: {', '.join(told)}; they have no tag and count as wrong"] if told else []
 
 
 def unknown_notes(encoded: Mapping[str, EncodedSplit]) -> list[str]:

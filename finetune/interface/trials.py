@@ -64,8 +64,9 @@ def predict(model: TrialRecord | str | PathLike[str], texts: Sequence[str | Sequ
 
     `model` is a record whose trial kept its model (`save_model`, as by default), its folder, or one that
     `finetune export` wrote. Columns: text (or text, pair), then label, probability and P(…) of each label; labels and
-    P(…) where several may hold; value for a regression. Raises ConfigError where there is no model, DataError for a
-    text that is empty.
+    P(…) where several may hold; value for a regression. A token classifier reads a list of words per row, or a text,
+    which it splits into words; columns: text, entities (where tags stand for some), words, tags, scores. Raises
+    ConfigError where there is no model, DataError for a text that is empty.
 
     >>> import finetune
     >>> record = finetune.run_trial(freeze_depth=6, train_size=64, evaluation_size=64, num_train_epochs=1,
@@ -75,6 +76,7 @@ def predict(model: TrialRecord | str | PathLike[str], texts: Sequence[str | Sequ
     """
     import pandas as pd
 
+    from finetune.data.task_data import TAGGED
     from finetune.saving.manifest import find_kept
     from finetune.saving.predict import checked_texts, described
     from finetune.saving.predict import predict as logits_of
@@ -85,6 +87,8 @@ def predict(model: TrialRecord | str | PathLike[str], texts: Sequence[str | Sequ
         raise ConfigError([Problem("texts", texts, "allowed: a list of texts, also for a single one")])
     folder = _folder_of(model) if isinstance(model, TrialRecord) else Path(model)
     manifest = find_kept(folder)[1]
+    if manifest.task == TAGGED:
+        return pd.DataFrame(_tagged(folder, plain_value(texts), batch_size))
     rows = [(text,) if isinstance(text, str) else tuple(text) for text in plain_value(texts)]
     names = ["text", "pair"][:len(manifest.text_columns)]
     odd = next((row for row in rows if len(row) != len(names)), None)
@@ -98,6 +102,17 @@ def predict(model: TrialRecord | str | PathLike[str], texts: Sequence[str | Sequ
     found = [{**dict(zip(names, row, strict=True)), **_columns(answer)}
              for row, answer in zip(rows, described(logits_of(loaded, rows, batch_size), loaded), strict=True)]
     return pd.DataFrame(found)
+
+
+def _tagged(folder: Path, texts: Sequence[str | Sequence[str]], batch_size: int) -> list[dict[str, Any]]:
+    from finetune.saving.predict import Cells, predict
+    from finetune.saving.read import load_kept
+    from finetune.saving.tags import described_tags, sentences_of
+
+    sentences = sentences_of(Cells([(text,) for text in texts], range(1, len(texts) + 1), ["text"], "texts"))
+    loaded = load_kept(folder)
+    logits = predict(loaded, [sentence.words for sentence in sentences], batch_size)
+    return [_columns(answer) for answer in described_tags(logits, sentences, loaded.manifest)]
 
 
 def _columns(answer: Mapping[str, Any]) -> dict[str, Any]:

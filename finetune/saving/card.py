@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune.data.task_data import TAGGED
 from finetune.saving.manifest import KeptModel
 
 CARD = """---
@@ -64,12 +65,32 @@ with torch.inference_mode():
 {head}
 print({answer})
 ```"""
+USE_TAGS = """```
+finetune predict FOLDER FILE        entities or tags for the sentences of a file
+```
+
+Or with transformers alone, one sentence at a time, its words in a list; a word's tag is read on its first subword:
+
+```python
+import torch
+{imports}
+
+folder = "FOLDER"
+tokenizer, model = AutoTokenizer.from_pretrained(folder), {cls}.from_pretrained(folder).eval()
+words = ["a", "sentence"]
+inputs = tokenizer(words, is_split_into_words=True, truncation=True, max_length={max_length}, return_tensors="pt")
+with torch.inference_mode():
+{scores}
+first = {{word: place for place, word in reversed(list(enumerate(inputs.word_ids()))) if word is not None}}
+print([(word, {names}[x[first[number]].argmax()]) for number, word in enumerate(words) if number in first])
+```"""
+TOKEN_CLASS = "ForTokenClassification"
 USE_DELTA = """These are only the tensors that differ from the base. `finetune predict FOLDER FILE` puts them together
 itself; `finetune export FOLDER TARGET` writes the whole model, as transformers loads it."""
 
 
 def model_card(manifest: KeptModel, class_name: str) -> str:
-    """Markdown, with the hub's header. `class_name`: of the backbone."""
+    """Markdown, with the hub's header. `class_name`: of the backbone, or of transformers' own token classifier."""
     config, data = manifest.config, manifest.data
     total, trainable = manifest.parameters["total"], manifest.parameters["trainable"]
     names = [name for name, value in manifest.metrics.get("validation", {}).items() if isinstance(value, int | float)]
@@ -77,7 +98,7 @@ def model_card(manifest: KeptModel, class_name: str) -> str:
     return CARD.format(
         base=manifest.base.name, revision=manifest.base.revision or "unknown", digest=manifest.base.digest[:16],
         title=f"{manifest.base.name.rpartition('/')[2]} on {data['name']}",
-        pipeline="token-classification" if manifest.task == "token_classification" else "text-classification",
+        pipeline="token-classification" if manifest.task == TAGGED else "text-classification",
         what={"classification": "A text classifier", "regression": "A regression on text",
               "multilabel": "A multi-label text classifier",
               "token_classification": "A token classifier (one tag per word, on its first subword)"}[manifest.task],
@@ -97,20 +118,39 @@ def model_card(manifest: KeptModel, class_name: str) -> str:
 
 def _recipe(manifest: KeptModel, class_name: str) -> str:
     """USE_FULL's lines for this pooling, head and task. Of one text, without padding, pooling is this simple."""
+    linear = '    x = x @ head["linears.{0}.weight"].T + head["linears.{0}.bias"]'
+    lines = [linear.format(0), "    x = x.relu()", linear.format(1)] if manifest.head.size else [linear.format(0)]
+    head = "\n".join(lines)
+    if manifest.task == TAGGED:
+        return _recipe_of_tags(manifest, class_name, head)
     mean, deviation = manifest.head.units
-    linear = 'x = x @ head["linears.{0}.weight"].T + head["linears.{0}.bias"]'
-    head = [linear.format(0), "x = x.relu()", linear.format(1)] if manifest.head.size else [linear.format(0)]
     names = manifest.label_names
     return USE_FULL.format(
-        cls=class_name if class_name.endswith("EncoderModel") else "AutoModel",
-        texts=", ".join(repr(f"a {name}") for name in manifest.text_columns), max_length=manifest.max_length,
+        cls=_auto_class(class_name), max_length=manifest.max_length, head=head,
+        texts=", ".join(repr(f"a {name}") for name in manifest.text_columns),
         pooled={"mean": "output.last_hidden_state.mean(1)", "cls": "output.last_hidden_state[:, 0]",
                    "last": "output.last_hidden_state[:, -1]", "pooler": "output.pooler_output"}[manifest.pooling],
-        head="\n".join(f"    {line}" for line in head),
         answer={"classification": f"dict(zip({names}, x.softmax(-1)[0].tolist()))",
                    "multilabel": f"dict(zip({names}, x.sigmoid()[0].tolist()))",
                    "regression": f"x.item() * {deviation} + {mean}"}[manifest.task],
     )
+
+
+def _recipe_of_tags(manifest: KeptModel, class_name: str, head: str) -> str:
+    whole = class_name.endswith(TOKEN_CLASS)
+    cls = f"AutoModel{TOKEN_CLASS}" if whole else _auto_class(class_name)
+    return USE_TAGS.format(
+        cls=cls, max_length=manifest.max_length, names=manifest.label_names,
+        imports=f"from transformers import {cls}, AutoTokenizer" if whole else (
+            f"from safetensors.torch import load_file\nfrom transformers import {cls}, AutoTokenizer"),
+        scores="    x = model(**inputs).logits[0]" if whole else (
+            '    head = load_file(f"{folder}/head.safetensors")\n'
+            f"    x = model(**inputs).last_hidden_state[0]\n{head}"),
+    )
+
+
+def _auto_class(class_name: str) -> str:
+    return class_name if class_name.endswith("EncoderModel") else "AutoModel"
 
 
 def _shown(manifest: KeptModel, split: str, name: str) -> str:

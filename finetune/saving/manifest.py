@@ -50,6 +50,7 @@ class KeptModel(BaseModel):
     head: HeadShape
     task: str
     label_names: list[str] | None
+    scheme: str | None = None  # of tags, by seqeval's name
     text_columns: list[str]
     max_length: int
     metric: str

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ THRESHOLD = 0.5  # above it a label of several holds
 SAY_EVERY_SECONDS = 5.0
 STDIN = "-"
 Say = Callable[[str], None]  # a sentence for whoever watches
-_SIDE_BY_SIDE = "every row must be usable, so that rows and predictions stay side by side: mend the row, or take it out"
+SIDE_BY_SIDE = "every row must be usable, so that rows and predictions stay side by side: mend the row, or take it out"
 
 
 def _silent(sentence: str) -> None:
@@ -29,14 +29,33 @@ def _silent(sentence: str) -> None:
 def read_texts(file: Path, columns: list[str] | None, trained_on: list[str], say: Say = _silent
                ) -> list[tuple[str, ...]]:
     """The texts of every row, (text,) or (text, pair). Raises DataError when a column or a text is missing."""
+    read = read_cells(file, columns, trained_on, say)
+    return checked_texts(read.rows, read.lines, read.names, read.source, trained_on)
+
+
+class Cells(NamedTuple):
+    """Rows as a file holds them, the line of each, the columns' names, and how messages name the file."""
+
+    rows: Sequence[tuple[Any, ...]]
+    lines: Sequence[int]
+    names: list[str]
+    source: str
+
+
+def read_cells(file: Path, columns: list[str] | None, trained_on: list[str], say: Say,
+               also: Sequence[str] = ()) -> Cells:
+    """The cells of the columns with the texts; `also`: names to try where the model's own is not there.
+
+    Raises DataError for a missing column and for rows that cannot stand beside their predictions.
+    """
     from finetune.data.formats.readers import read_file
 
     if str(file) == STDIN:
-        return _lines(sys.stdin.buffer.read(), "stdin", trained_on, say)
+        return _lines(sys.stdin.buffer.read(), "stdin", say)
     if not file.is_file():
         raise DataError(f"{file}: there is no such file")
     if file.suffix.lower() == ".txt":
-        return _lines(file.read_bytes(), file.name, trained_on, say)
+        return _lines(file.read_bytes(), file.name, say)
     tables = read_file(file, file.name)
     if len(tables) != 1:
         raise DataError(f"{file.name}: it holds several splits ({', '.join(tables)}); give a file with one table")
@@ -44,8 +63,10 @@ def read_texts(file: Path, columns: list[str] | None, trained_on: list[str], say
     if table.rejected or table.spilled:
         wrong = str(table.rejected[0]) if table.rejected else (
             f"{file.name} line {table.lines[min(table.spilled)]}: it has more values than columns")
-        raise DataError(f"{wrong}; {_SIDE_BY_SIDE}")
+        raise DataError(f"{wrong}; {SIDE_BY_SIDE}")
     names = columns or ([table.columns[0]] if len(table.columns) == 1 and len(trained_on) == 1 else trained_on)
+    if not columns and names[0] not in table.columns:
+        names = next(([name] for name in also if name in table.columns), names)
     for name in names:
         if name not in table.columns:
             raise DataError(f"{file.name}: no column {name!r}; there are {', '.join(table.columns)}: give "
@@ -53,10 +74,10 @@ def read_texts(file: Path, columns: list[str] | None, trained_on: list[str], say
     for note in table.notes:
         say(note)
     rows = list(zip(*(table.column(name) for name in names), strict=True))
-    return checked_texts(rows, table.lines, list(names), file.name, trained_on)
+    return Cells(rows, table.lines, list(names), file.name)
 
 
-def _lines(payload: bytes, source: str, trained_on: list[str], say: Say = _silent) -> list[tuple[str, ...]]:
+def _lines(payload: bytes, source: str, say: Say) -> Cells:
     """A text a line."""
     from finetune.data.formats.decoding import decode_text, note_on_encoding
 
@@ -64,7 +85,7 @@ def _lines(payload: bytes, source: str, trained_on: list[str], say: Say = _silen
     if note := note_on_encoding(encoding, source):
         say(note)
     rows = [(line.removesuffix("\r"),) for line in text.removesuffix("\n").split("\n")] if text else []
-    return checked_texts(rows, range(1, len(rows) + 1), ["text"], source, trained_on)
+    return Cells(rows, range(1, len(rows) + 1), ["text"], source)
 
 
 def checked_texts(rows: Sequence[tuple[Any, ...]], lines: Sequence[int], names: list[str], source: str,
@@ -81,29 +102,33 @@ def checked_texts(rows: Sequence[tuple[Any, ...]], lines: Sequence[int], names: 
     for line, row in zip(lines, rows, strict=True):
         reason = text_problem(row, range(len(row)), names)
         if reason:
-            raise DataError(f"{source} line {line}: {reason}; {_SIDE_BY_SIDE}")
+            raise DataError(f"{source} line {line}: {reason}; {SIDE_BY_SIDE}")
     return [tuple(clean(value) for value in row) for row in rows]
 
 
 def predict(loaded: LoadedModel, texts: list[tuple[str, ...]], batch_size: int, say: Say = _silent) -> np.ndarray:
-    """Logits (rows, outputs), in the order of `texts`; progress and the time left through `say`."""
+    """Logits (rows, outputs), in the order of `texts`; progress and the time left through `say`.
+
+    Of a token classifier, whose texts are the words of each row: (words of all rows, outputs), nan for a word that
+    max_length cuts.
+    """
     import torch
 
     from finetune.data import encode_split, padding_id
     from finetune.data.encoding.batches import Collator, evaluation_batches, to_device
-    from finetune.data.task_data import Split
+    from finetune.data.task_data import TAGGED, Split
 
-    tokenizer = loaded.backbone.tokenizer
-    rows = Split(texts, np.zeros(len(texts), np.int64), np.array([f"row {i}" for i in range(len(texts))]))
+    tokenizer, tagged = loaded.backbone.tokenizer, loaded.manifest.task == TAGGED
+    rows = Split(texts, np.zeros((len(texts), 1) if tagged else len(texts), np.int64),
+                 np.array([f"row {i}" for i in range(len(texts))]))
     split = Collator(encode_split(rows, tokenizer, loaded.manifest.max_length), padding_id(tokenizer),
                      loaded.backbone.padding_side)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier = loaded.classifier.to(device)
-    out = np.empty((len(texts), loaded.manifest.head.outputs), np.float32)
     with torch.inference_mode():
-        for batch in _with_progress(evaluation_batches(split.encoded.lengths, batch_size), len(texts), say):
-            out[batch] = classifier(**to_device(split(batch), device)).float().cpu().numpy()
-    return out
+        return split.joined([
+            (batch, classifier(**to_device(split(batch), device)).float().cpu().numpy())
+            for batch in _with_progress(evaluation_batches(split.encoded.lengths, batch_size), len(texts), say)])
 
 
 def _with_progress(batches: list[np.ndarray], rows: int, say: Say) -> Iterator[np.ndarray]:

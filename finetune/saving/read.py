@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from finetune.config import TrialConfig
-from finetune.errors import ConfigError, EnvironmentProblem
+from finetune.errors import EnvironmentProblem
 from finetune.freezing import resolve_strategy
 from finetune.freezing.prepare import prepare_backbone
 from finetune.models.backbone import Backbone, load_backbone
-from finetune.models.head import Classifier, Head
+from finetune.models.head import TOKENS, Classifier, Head
 from finetune.models.poolers import strip_unused_pooler
 from finetune.saving.manifest import DELTA, HEAD, KeptModel, find_kept
 
@@ -32,14 +32,12 @@ def load_kept(path: Path) -> LoadedModel:
     Raises ConfigError when there is none, EnvironmentProblem when files are damaged or the base is not the same.
     """
     folder, manifest = find_kept(path)
-    if manifest.task == "token_classification":
-        raise ConfigError(f"{folder} holds a token classifier (task = {manifest.task}), which `finetune predict` and "
-                          "`finetune export` cannot read yet; allowed: classification, regression, multilabel")
     return _from_delta(folder, manifest) if manifest.kind == "delta" else _from_full(folder, manifest)
 
 
 def _from_delta(folder: Path, manifest: KeptModel) -> LoadedModel:
-    config = TrialConfig.from_mapping({**manifest.config, "pooling": manifest.pooling})
+    config = TrialConfig.from_mapping({
+        **manifest.config, "pooling": None if manifest.pooling == TOKENS else manifest.pooling})
     if manifest.base.source == "package":  # its revision is the package's, which find_model would ask the hub for
         config = config.replace(model_revision=None)
     backbone = load_backbone(config)

@@ -11,12 +11,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from finetune.data.encoding.words import with_prefix_space
+from finetune.data.task_data import TAGGED
 from finetune.files import sha256_file
 from finetune.models.backbone import Backbone, without_progress_bars
 from finetune.models.head import Classifier
 from finetune.saving.card import model_card
 from finetune.saving.folder import whole_folder
 from finetune.saving.manifest import CARD, DELTA, HEAD, MANIFEST, KeptModel, manifest_text
+from finetune.saving.token_classifier import as_token_classifier
 
 SPARE_BYTES = 1 << 28  # a delta that nobody asked for does not fill a disk
 BACKBONE = "backbone."
@@ -38,6 +41,7 @@ def save_full(classifier: Classifier, backbone: Backbone, manifest: KeptModel, t
     """Write backbone and tokenizer as `save_pretrained` does, and the head beside them -> what the record says.
 
     Adapters are merged into the weights that they stand beside, a pooler that was not used comes back from the base.
+    A token classifier is written as transformers' own class where that computes the same (`as_token_classifier`).
     Raises EnvironmentProblem when the disk refuses.
     """
     model = whole_backbone(classifier, backbone)
@@ -46,8 +50,12 @@ def save_full(classifier: Classifier, backbone: Backbone, manifest: KeptModel, t
         if manifest.label_names:
             model.config.id2label = dict(enumerate(manifest.label_names))
             model.config.label2id = {name: index for index, name in enumerate(manifest.label_names)}
+        tokenizer = backbone.tokenizer
+        if manifest.task == TAGGED:
+            model = as_token_classifier(model, copy.deepcopy(classifier.head).cpu().eval()) or model
+            tokenizer = with_prefix_space(tokenizer)
         model.save_pretrained(folder)
-        backbone.tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         save_file(head, folder / HEAD)
         _finish(folder, manifest, "full", model, [path.name for path in folder.iterdir() if path.is_file()])
     return {"kind": "full", "folder": target.name, "bytes": sum(p.stat().st_size for p in target.iterdir())}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.statistics.metrics import of_counts
-from finetune.data.schema.tags import OUTSIDE, entity_types
+from finetune.data.schema.tags import OUTSIDE, entity_types, strict_entities
 
 if TYPE_CHECKING:
     from finetune.data.task_data import TaskData
@@ -57,16 +57,6 @@ def _count_entities(out: np.ndarray, true: np.ndarray, guess: np.ndarray, names:
     for column, entities in ((HITS, there & claimed), (SAID, claimed), (TRUE, there)):
         for kind, _, _ in entities:
             out[index[kind], column] += 1
-
-
-def strict_entities(tags: Sequence[str], scheme: str) -> set[tuple[str, int, int]]:
-    """(type, first word, word after the last) as seqeval's strict mode reads them: what cannot be is no entity."""
-    if all(tag == OUTSIDE for tag in tags):
-        return set()
-    from seqeval import scheme as schemes
-
-    found = schemes.Entities([list(tags)], getattr(schemes, scheme)).entities[0]
-    return {(entity.tag, entity.start, entity.end) for entity in found}
 
 
 def _word_losses(logits: np.ndarray, labels: np.ndarray, cut: np.ndarray) -> np.ndarray:

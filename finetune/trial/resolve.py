@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -110,6 +110,9 @@ def resolve_trial(config: TrialConfig, processes: int = 1) -> ResolvedTrial:
     if data.task == TAGGED:
         config = config.model_copy(update={"pooling": None})  # it acts on nothing
     backbone = load_backbone(config)
+    if data.task == TAGGED and backbone.stack.causal:
+        data = replace(data, notes=[*data.notes, f"{backbone.name} is a decoder: the tag of a word is told from what "
+                                    "stands before it, since it sees nothing of what follows; an encoder sees both"])
     problems: list[Problem | str] = []
     try:
         strategy = resolve_strategy(config, backbone.num_layers)

@@ -64,7 +64,7 @@ def describe(resolved: ResolvedTrial, classifier: Classifier, record: TrialRecor
         pooling=pooling_of(resolved.config.pooling, backbone.stack, data.task),
         head=HeadShape(size=resolved.config.head_size, outputs=data.num_outputs,
                        units=tuple(float(value) for value in head.units)),
-        task=data.task, label_names=data.label_names, text_columns=list(data.text_columns),
+        task=data.task, label_names=data.label_names, scheme=data.scheme, text_columns=list(data.text_columns),
         max_length=resolved.max_length, metric=record.metric, metrics=record.metrics, best_epoch=record.best_epoch,
         data={"name": data.name, "fingerprint": data.fingerprint,
               "rows": {split: len(rows) for split, rows in data.splits.items()}},

@@ -192,4 +192,4 @@ def test_offline_everything_else_ends_within_seconds_and_says_what_to_do(answers
         assert (kind, code) == ("EnvironmentProblem", 5)
         assert "cannot be reached" in message
         assert offline[question]["seconds"] < 10
-    assert "available offline: rotten_tomatoes_mini, org/tiny" in offline["wrong name"]["result"][2]
+    assert "available offline: rotten_tomatoes_mini, wnut17_mini, org/tiny" in offline["wrong name"]["result"][2]

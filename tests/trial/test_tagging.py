@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from tiny import save_tiny_bert
@@ -120,3 +122,24 @@ def test_the_data_set_is_found_without_being_told(conll):
     data = load_task_data(TrialConfig.from_mapping({"dataset_name": str(conll)}))
     assert data.task == "token_classification" and data.scheme == "IOB2"
     assert data.label_names == ["O", "B-person", "I-person", "B-place", "I-place"]
+
+
+def test_conll_2003_s_own_names_are_a_folder_of_splits_and_a_readme_is_none(tmp_path):
+    word = "{} X X {}\n"
+    text = "-DOCSTART- -X- O O\n\n" + "".join(
+        word.format("in", "O") + word.format(f"town{n}", "B-LOC") + word.format("today", "O") + "\n" for n in range(9))
+    for name in ("train.txt", "valid.txt", "test.txt"):
+        (tmp_path / name).write_text(text.replace("town", name[:2]))
+    (tmp_path / "readme.txt").write_text("Read me.\n\nO B-LOC\n")
+    data = load_task_data(TrialConfig.from_mapping({"dataset_name": str(tmp_path)}))
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 9, "validation": 9, "test": 9}
+    (tmp_path / "alone.tsv").write_text("".join(SENTENCE.format(n=f"t{n}") for n in range(9)))
+    assert load_task_data(TrialConfig.from_mapping({"dataset_name": str(tmp_path / "alone.tsv")})).scheme == "IOB2"
+
+
+def test_a_test_split_without_tags_is_carved_anew_and_its_rows_are_counted(tmp_path):
+    rows = [{"tokens": ["in", f"town{n}"], "tags": ["O", "B-LOC"]} for n in range(30)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "test.jsonl").write_text("\n".join(json.dumps(row | {"tags": []}) for row in rows[:7]))
+    data = load_task_data(TrialConfig.from_mapping({"dataset_name": str(tmp_path)}))
+    assert any("the source's test split has no labels (7 rows)" in note for note in data.notes)

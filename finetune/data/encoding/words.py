@@ -58,9 +58,7 @@ def encode_words(texts: list[tuple[str, ...]], tokenizer: Any, max_length: int) 
         raise ConfigError([Problem("model_name_or_path", type(tokenizer).__name__, "token classification needs a fast "
                                    "tokenizer, since only that says of which word a token is (word_ids)")])
     types = "token_type_ids" in tokenizer.model_input_names
-    # RoBERTa's kin ask for it, since their first word would be another token than the same word later on.
-    if hasattr(tokenizer, "add_prefix_space") and not tokenizer.add_prefix_space:
-        tokenizer = with_prefix_space(tokenizer)
+    tokenizer = with_prefix_space(tokenizer)
     encoded = tokenizer([list(words) for words in texts], is_split_into_words=True, truncation=True, padding=False,
                         max_length=max_length, return_attention_mask=False, return_token_type_ids=types, verbose=False)
     positions, indices = [], []
@@ -81,16 +79,22 @@ def encode_words(texts: list[tuple[str, ...]], tokenizer: Any, max_length: int) 
 
 
 def with_prefix_space(tokenizer: Any) -> Any:
-    """The same tokenizer, a space before every word."""
+    """The tokenizer as it reads single words: RoBERTa's kin put a space before every one.
+
+    Without it the first word of a sentence would be another token than the same word later on.
+    """
     import copy
 
     from tokenizers import pre_tokenizers
 
+    if not hasattr(tokenizer, "add_prefix_space") or tokenizer.add_prefix_space:
+        return tokenizer
     tokenizer = copy.deepcopy(tokenizer)
     pre = tokenizer.backend_tokenizer.pre_tokenizer
     if isinstance(pre, pre_tokenizers.ByteLevel):
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.add_prefix_space = True
+    tokenizer.init_kwargs["add_prefix_space"] = True  # what save_pretrained writes
     return tokenizer
 
 

@@ -16,11 +16,23 @@ SUFFIXES = (".conll", ".conllu", ".iob", ".iob2", ".bio")
 TOKENS, TAGS = "tokens", "tags"
 _UNIVERSAL = ("id", TOKENS, "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 _NOT_A_WORD = re.compile(r"\d+[-.]\d+")
+_TAG = re.compile(r"O|[BIESLU]-\S+")
+_SAMPLE = 500  # lines that tell
 _COMMENT = re.compile(r"#(\s|$)")
+
+
+def is_conll(text: str) -> bool:
+    """Whether a .txt or .tsv holds CoNLL's columns: empty lines between, every last column O or PREFIX-TYPE."""
+    lines = text.split("\n")[:_SAMPLE]
+    words = [fields for line in lines if (fields := _fields(line, universal=False))]
+    ended = any(not line.strip() for line in lines[:-1]) and lines[0].strip()
+    return bool(ended and words) and len(set(map(len, words))) == 1 and len(words[0]) > 1 and all(
+        _TAG.fullmatch(fields[-1]) for fields in words)
 
 
 def read_conll(text: str, source: str, suffix: str) -> Table:
     """Columns `tokens`, column_2 …, and the last `tags`; in CoNLL-U by their names. `lines` are the sentences' first.
+    One column is words alone, to predict on.
 
     Raises DataError, naming the line, where a line has fewer or more columns than those before it.
     """
@@ -35,13 +47,13 @@ def read_conll(text: str, source: str, suffix: str) -> Table:
                 open_sentence = []
             continue
         width = width or len(fields)
-        if len(fields) != width or width < 2:
+        if len(fields) != width:
             raise DataError(f"{source} line {number}: {len(fields)} columns ({shown(line.strip(), 40)}), the first "
                             f"token has {width}; allowed: a token and its tags, the same number in every line")
         open_sentence.append(fields)
     if not sentences:
         raise DataError(f"{source}: there is no sentence in it")
-    names = list(_UNIVERSAL) if universal else [TOKENS, *(f"column_{n}" for n in range(2, width)), TAGS]
+    names = list(_UNIVERSAL) if universal else [TOKENS, *(f"column_{n}" for n in range(2, width)), TAGS][:width]
     if universal and width != len(names):
         raise DataError(f"{source}: CoNLL-U has 10 columns between tabs, this has {width}")
     rows = [[list(column) for column in zip(*words, strict=True)] for _, words in sentences]

@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune.data.formats.compressed import inner_name, unpacked
 from finetune.data.formats.conll import SUFFIXES as CONLL
-from finetune.data.formats.conll import read_conll
+from finetune.data.formats.conll import is_conll, read_conll
 from finetune.data.formats.decoding import clean, decode_text, note_on_encoding
 from finetune.data.formats.delimited import read_delimited
 from finetune.data.formats.excel import SUFFIX as EXCEL
@@ -22,14 +22,26 @@ from finetune.errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".ft", EXCEL, *CONLL)
 _TEXT = (".ft", ".txt")  # fastText's lines; a .txt only where it is named itself: in a folder it is mostly a readme
+_BEGINNING = 1 << 14  # bytes
 READABLE = (*SUFFIXES, ".txt")
 ALLOWED = (".csv, .tsv, .jsonl, .json, .parquet, .xlsx, fastText's .txt, .conll, .conllu, each but .xlsx also as .gz, "
            ".bz2, .xz or .zst")
 
 
 def is_data_file(path: Path) -> bool:
-    """By its name, as one of a folder's files."""
-    return inner_name(path).suffix.lower() in SUFFIXES
+    """By its name, as one of a folder's files; a .txt by its beginning, which may be CoNLL's columns."""
+    return inner_name(path).suffix.lower() in SUFFIXES or (path.suffix.lower() == ".txt" and _begins_as_conll(path))
+
+
+def _begins_as_conll(path: Path) -> bool:
+    if path.is_symlink() or not path.is_file():  # a link may lead out of the folder, a pipe would never end
+        return False
+    try:
+        with open(path, "rb") as file:
+            beginning = file.read(_BEGINNING).decode("utf-8", errors="replace")
+    except OSError:
+        return False
+    return is_conll(beginning.rpartition("\n")[0])
 
 
 def read_file(path: Path, source: str) -> dict[str, Table]:
@@ -65,7 +77,7 @@ def _read_text(text: str, source: str, suffix: str) -> dict[str, Table]:
         return {WHOLE: read_json_lines(text, source)}
     if suffix in (".json", ".jsonl"):
         return read_json(text, source)
-    if suffix in CONLL:
+    if suffix in CONLL or (suffix in (".txt", ".tsv") and is_conll(text)):
         return {WHOLE: read_conll(text, source, suffix)}
     if suffix in _TEXT:
         if not is_fasttext(text):

@@ -93,3 +93,13 @@ def _name(scheme: str) -> str:
 def entity_types(names: Sequence[str]) -> list[str]:
     """The types of a scheme's tags, sorted."""
     return sorted({name[2:] for name in names if name != OUTSIDE})
+
+
+def strict_entities(tags: Sequence[str], scheme: str) -> set[tuple[str, int, int]]:
+    """(type, first word, word after the last) as seqeval's strict mode reads them: what cannot be is no entity."""
+    if all(tag == OUTSIDE for tag in tags):
+        return set()
+    from seqeval import scheme as schemes
+
+    found = schemes.Entities([list(tags)], getattr(schemes, scheme)).entities[0]
+    return {(entity.tag, entity.start, entity.end) for entity in found}

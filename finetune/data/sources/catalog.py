@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.data.formats.readers import is_data_file
 
-BUNDLED = ("rotten_tomatoes_mini",)
+BUNDLED = ("rotten_tomatoes_mini", "wnut17_mini")
 # Folders that `datasets` keeps for its file loaders, not for a hub data set.
 _LOADERS = {"csv", "json", "parquet", "text", "arrow", "generator", "sql", "xml", "downloads"}
 

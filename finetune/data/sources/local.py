@@ -110,7 +110,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         depth = len(Path(place).relative_to(folder).parts)
         folders[:] = sorted(f for f in folders if not f.startswith(".") and depth < DEPTH)
         for name in sorted(files):
-            if not name.startswith(".") and name not in INFO_FILES and is_data_file(Path(name)):
+            if not name.startswith(".") and name not in INFO_FILES and is_data_file(Path(place) / name):
                 yield Path(place) / name
 
 

@@ -1,0 +1,1 @@
+"""A part of WNUT 2017, CC BY 4.0."""
