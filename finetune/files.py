@@ -115,9 +115,10 @@ class FileLock:
         except BlockingIOError:
             os.close(handle)
             return False
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"pid {os.getpid()} {note}".strip().encode(), 0)
         self._handle = handle
+        with suppress(OSError):  # a full disk or quota: the lock holds all the same, and says not whose it is
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"pid {os.getpid()} {note}".strip().encode(), 0)
         return True
 
     def holder(self) -> str:

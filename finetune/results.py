@@ -34,6 +34,7 @@ def frozen_rank(freeze_depth: int) -> int:
     return {0: 0, -1: 1}.get(freeze_depth, freeze_depth + 1)
 
 
+CHECKPOINTS = "checkpoints"  # the folder beside the trials'
 RETRIED = "-float32"  # the folder of a second attempt's checkpoints ends so
 
 
@@ -170,7 +171,7 @@ class RecordStore:
 
     def forget_checkpoints(self, trial_id: str) -> None:
         """The trial has its result, or shall begin anew."""
-        folder = self.root / "checkpoints"
+        folder = self.root / CHECKPOINTS
         for name in (trial_id, trial_id + RETRIED):
             shutil.rmtree(folder / name, ignore_errors=True)
         with suppress(OSError):

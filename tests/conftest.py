@@ -22,7 +22,7 @@ os.environ.setdefault("WANDB_MODE", "disabled")  # tests about W&B say what they
 # Minutes each, and a file stays on one worker: they begin first, so that none is left for the end.
 LONGEST = ("test_wandb_stops", "test_wandb_sweep", "test_interface_sweep", "test_resume", "test_wandb_modes",
            "test_faults_sweep", "test_sweep_kill", "test_analysis_report", "test_sweep_postgres", "test_sweep_runner",
-           "test_freezing_ranks", "test_tutorial")
+           "test_freezing_ranks", "test_tutorial", "test_sweep_slurm")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

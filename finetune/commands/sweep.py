@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARIES = (_PACKAGE / "sweep" / "library", _PACKAGE.parent / "sweeps")  # in the wheel; in a checkout
+SLURM_TASKS = 4
 _SHOWN_FAILURES = 20
+_OF_THE_SCRIPT = ("file", "output_dir", "storage", "slurm_script", "gpus_per_task", "dry_run", "json", "overrides")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +59,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefix_budget", metavar="SIZE",
                         help="disk and memory for the activations of frozen layers, e.g. 20GB; 0 keeps nothing; "
                              "default: a quarter of the free disk, at most half of the free memory")
+    parser.add_argument("--slurm_script", type=int, nargs="?", const=SLURM_TASKS, metavar="TASKS",
+                        help="print an sbatch script instead: an array of TASKS (default: "
+                             f"{SLURM_TASKS}) that share the sweep and come back after preemption and time limits")
+    parser.add_argument("--gpus_per_task", type=int, metavar="N",
+                        help="with --slurm_script: GPUs that each task asks for; 0 asks for none (default: 1)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
 
 
@@ -70,6 +77,9 @@ def main(args: argparse.Namespace) -> int:
     check_mode()
     spec = load_spec(find_sweep(args.file), args.overrides).named(args.name)
     options = options_from(vars(args), spec, Path(args.file).stem, dashes="--")
+    if args.slurm_script is not None or args.gpus_per_task is not None:
+        print(_slurm_script(args, spec, options), end="")
+        return 0
     view = open_view()
     if args.dry_run:
         from finetune.sweep.estimate import dry_run
@@ -82,6 +92,33 @@ def main(args: argparse.Namespace) -> int:
         view.close()
     print(json.dumps(ending_content(ending, options.output_dir)) if args.json else closing(ending, options.output_dir))
     return ending.exit_code
+
+
+def _slurm_script(args: argparse.Namespace, spec: SweepSpec, options: SweepOptions) -> str:
+    from finetune.sweep.slurm import slurm_script
+
+    given = {name: value for name in ("slurm_script", "gpus_per_task") if (value := getattr(args, name)) is not None}
+    problems: list[Problem | str] = [*too_small({"slurm_script": 1, "gpus_per_task": 0}, given, "--")]
+    problems += [Problem(f"--{name}", True, "allowed: a script, or this; not both") for name in ("dry_run", "json")
+                 if getattr(args, name)]
+    if args.slurm_script is None:
+        problems.append(Problem("--gpus_per_task", args.gpus_per_task, "allowed: with --slurm_script"))
+    if problems:
+        raise ConfigError(problems)
+    gpus = 1 if args.gpus_per_task is None else args.gpus_per_task
+    return slurm_script(spec, options, file=find_sweep(args.file), tasks=args.slurm_script, gpus=gpus,
+                        more=_words_of(args))
+
+
+def _words_of(args: argparse.Namespace) -> list[str]:
+    """The options as they were given, without those that the script sets itself."""
+    parser = argparse.ArgumentParser()
+    configure(parser)
+    words = [word for override in args.overrides for word in ("--set", override)]
+    for name, value in vars(args).items():
+        if name not in _OF_THE_SCRIPT and value != parser.get_default(name):
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return words
 
 
 def options_from(given: Mapping[str, Any], spec: SweepSpec, name: str, *, dashes: str = "") -> SweepOptions:

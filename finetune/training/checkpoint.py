@@ -26,9 +26,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from finetune.files import canonical_json, disk_errors, fsync_folder, sha256_file
+from finetune.results import CHECKPOINTS
 
 SCHEMA = 1
-FOLDER = "checkpoints"
 STATE_FILE, TENSORS_FILE = "state.json", "tensors.safetensors"
 _STAGED, _REMOVED = ".staged-", ".removed-"
 
@@ -56,7 +56,7 @@ class Checkpoints:
 
     def __init__(self, output_dir: Path | str, trial_id: str):
         self.trial_id = trial_id
-        self.folder = Path(output_dir) / FOLDER / trial_id
+        self.folder = Path(output_dir) / CHECKPOINTS / trial_id
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write it, then remove the ones before it.

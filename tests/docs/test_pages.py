@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 import finetune
 from analysis.figures.plots_probe import layers_svg, property_lines
@@ -38,6 +39,7 @@ def commands(page: Path) -> list[list[str]]:
 
 def problem(words: list[str]) -> str | None:
     """What is wrong with a command, or None; of other programs' only what they call of ours."""
+    words = words[:words.index(">")] if ">" in words else words
     while words and "=" in words[0]:
         words = words[1:]
     if "-m" in words and words[0] != "finetune":
@@ -107,6 +109,20 @@ def test_its_commands_and_calls_are_taken(page):
     wrong = [f"{' '.join(words)}: {said}" for words in commands(page) if (said := problem(words))]
     wrong += [said for block in blocks(page, "python") for said in calls(block)]
     assert not wrong
+
+
+def test_the_files_of_the_clusters_page_are_yaml_whose_commands_are_taken():
+    files = [yaml.safe_load(block) for block in blocks(ROOT / "docs" / "clusters.md", "yaml")]
+    container, = files[0]["spec"]["template"]["spec"]["containers"]
+    lines = [*container["args"], *files[1]["run"].splitlines()]
+    called = [shlex.split(line.removeprefix("exec ")) for line in lines]
+    assert [words[:2] for words in called] == [["finetune", "sweep"], ["wandb", "agent"]]
+    assert not [said for words in called if (said := problem(words))]
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in files[0]["spec"]["template"]["spec"]["volumes"]}
+    loop, = (block for block in blocks(ROOT / "docs" / "clusters.md", "bash") if "ssh" in block)
+    remote = re.search(r"nohup (finetune .*?) >", loop).group(1)
+    assert problem(shlex.split(remote)) is None
 
 
 @pytest.mark.parametrize(("line", "said"), [

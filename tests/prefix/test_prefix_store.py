@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,6 +168,18 @@ def test_two_processes_build_an_entry_once(store):
     for process in processes:
         process.join(30)
     assert built.value == 1 and as_another_process(store) is not None
+
+
+def test_a_lock_holds_where_the_quota_is_used_up(tmp_path):
+    """An empty file can still be made there, but nothing be written into it."""
+    code = ("import resource; from pathlib import Path; from finetune.files import FileLock\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+            "first, second = FileLock(Path('x')), FileLock(Path('x'))\n"
+            "print(first.acquire(wait=False, note='me'), second.acquire(wait=False))")
+    root = str(Path(store_module.__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": root},
+                          capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("True False\n", "")
 
 
 def test_the_cache_command_shows_and_clears(store, capsys):

@@ -13,9 +13,9 @@ from finetune.results import TrialRecord
 from finetune.sweep.adaptive.evidence import Finished
 from finetune.sweep.adaptive.path import Path, ahead, walk
 from finetune.sweep.adaptive.space import CONFIRM, Space, Wish
-from finetune.sweep.dispatch import Assignment, Dispatcher, outcome_of
+from finetune.sweep.dispatch import Assignment, Dispatcher
 from finetune.sweep.plan import Plan, resolve_on
-from finetune.sweep.search.trials import Candidate, Ticket
+from finetune.sweep.search.trials import Candidate, Ticket, outcome_of
 from finetune.sweep.spec.points import Point
 from finetune.sweep.workers.team import Event
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import optuna
 
+from finetune.results import TrialRecord
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -16,6 +18,14 @@ class Outcome:
     state: str  # complete | pruned
     value: float | None
     curve: Mapping[int, float]
+
+
+def outcome_of(record: TrialRecord, metric: str) -> Outcome:
+    """What a complete or pruned record says to a search for validation/`metric`."""
+    curve = {entry["epoch"]: entry["validation"][metric] for entry in record.history
+             if entry.get("validation", {}).get(metric) is not None}
+    value = record.metrics.get("validation", {}).get(metric)
+    return Outcome(record.state, value, curve)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TypeVar
 
 import optuna
@@ -22,10 +23,12 @@ class StudyStorage:
     `shared`: coordinators of several machines use it at the same time. `grace`: seconds of silence after which another
     machine's trials are taken over (shared ones only). `where`: how the study is named in a message. `notes`: what the
     user has to know about how it was opened. `lost`: the exceptions that say that the storage cannot be reached.
+    `checkpoints`: a folder that all coordinators see, so that whoever takes a trial over goes on from its checkpoint.
     """
 
     optuna: BaseStorage
     shared = True
+    checkpoints: Path | None = None
     lost: tuple[type[Exception], ...] = (optuna.exceptions.StorageInternalError,)
 
     def __init__(self, where: str, grace: float):

@@ -1,8 +1,9 @@
 """A journal file in a folder that the coordinators of many machines share, where there is no database server.
 
 Beside FILE lie FILE.lock (one append), FILE.KEY.lock (filling, handing out, publishing: one coordinator at a time) and
-FILE.alive/, one empty file per running trial, touched as its heartbeat. Ages are taken between two times that the file
-server has set, so that the machines' clocks need not agree.
+FILE.alive/, one empty file per running trial, touched as its heartbeat; and FILE.checkpoints/, where whoever takes a
+trial over finds how far it was. Ages are taken between two times that the file server has set, so that the machines'
+clocks need not agree.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class JournalStudy(StudyStorage):
     def __init__(self, path: Path, *, grace: float = 60.0):
         self.path = path.expanduser().absolute()
         super().__init__(f"journal:{self.path}", grace)
+        self.checkpoints = self.path.with_name(f"{self.path.name}.checkpoints")
         try:
             self._prepare()
         except OSError as error:

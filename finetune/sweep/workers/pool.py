@@ -42,7 +42,9 @@ class Machine:
 
     @classmethod
     def here(cls) -> Machine:
-        return cls(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        granted = os.environ.get("SLURM_CPUS_PER_TASK", "")  # not every cluster keeps its tasks to their cores
+        return cls(min(cores, int(granted)) if granted.isdigit() and int(granted) else cores,
                    tuple(gpus := visible_gpus()), psutil.virtual_memory().available, free_memory(gpus))
 
     def workers(self, wanted: int | None, trials: int, weights: int | None = None) -> int:

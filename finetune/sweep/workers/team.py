@@ -97,9 +97,13 @@ class Team:
         self.workers.remove(worker)
 
     def close(self, *, interrupt: bool, grace: float = 5.0) -> None:
+        self.stop(grace, interrupt=interrupt)
+        self._signals.restore()
+
+    def stop(self, grace: float, *, interrupt: bool = True) -> None:
+        """End all workers; `interrupt`: also those that are busy, which write a checkpoint within `grace` seconds."""
         stop_all(self.workers, interrupt=interrupt, grace=grace)
         self.workers.clear()
-        self._signals.restore()
 
     def on_second_signal(self, farewell: Callable[[], None], *, exits: bool = True) -> None:
         """The second Ctrl-C ends everything at once; `farewell` puts the terminal in order. `exits`: also this process,
@@ -132,9 +136,10 @@ class Signals:
             self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self._received is not None and self.abort is not None:
+        # Not a second SIGTERM: SLURM sends it by several ways, and again when the time is up.
+        if self._received is not None and signum == signal.SIGINT and self.abort is not None:
             self.abort(signum)
-        self._received = signum
+        self._received = self._received or signum
 
     def check(self) -> None:
         if self._received is not None:
