@@ -62,7 +62,7 @@ def check(margins: Sequence[float], by: Sequence[str]) -> None:
     from finetune.errors import did_you_mean
 
     problems = [Problem("--margin", margin, "allowed: a fraction above 0 and below 1, e.g. 0.01 for one point")
-                for margin in margins if not 0 < margin < 1]
+                for margin in margins if not (isinstance(margin, int | float) and 0 < margin < 1)]
     problems += [Problem("--by", name, "no such knob" + did_you_mean(name, KNOBS))
                  for name in by if name not in KNOBS]
     problems += [Problem("--by", name, "allowed: any knob but what is compared anyway")

@@ -235,14 +235,17 @@ class TrialConfig(BaseModel):
     )
 
     @classmethod
-    def from_mapping(cls, raw: Mapping[str, Any]) -> TrialConfig:
-        """Decode and check knobs from YAML or argv values (nested or dotted). Raises ConfigError with every problem."""
+    def from_mapping(cls, raw: Mapping[str, Any], *, beside: Sequence[str] = ()) -> TrialConfig:
+        """Decode and check knobs from YAML or argv values (nested or dotted). Raises ConfigError with every problem.
+
+        `beside`: what the caller takes besides knobs, which an unknown name may have meant.
+        """
         flat, problems = unfold(raw)
         values: dict[str, Any] = {}
         for name, value in flat.items():
             knob_at = KNOBS.get(name)
             if knob_at is None:
-                problems.append(Problem(name, value, "no such knob" + did_you_mean(name, KNOBS)))
+                problems.append(Problem(name, value, "no such knob" + did_you_mean(name, [*KNOBS, *beside])))
                 continue
             try:
                 _put(values, name, decode(value, knob_at.annotation))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from finetune.errors import ConfigError, DataError, Problem
 
 
 def plain_value(value: Any) -> Any:
@@ -18,3 +21,23 @@ def plain_value(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [plain_value(inner) for inner in value]
     return value
+
+
+def as_path(name: str, value: Any, allowed: str = "a path") -> Path:
+    """Raises ConfigError for what is no path."""
+    if not isinstance(value, str | os.PathLike):
+        raise ConfigError([Problem(name, value, f"allowed: {allowed}")])
+    return Path(value)
+
+
+def as_texts(texts: Any) -> list[tuple[Any, ...]]:
+    """A row per text or pair. Raises ConfigError for what is no list of them (a table would give its columns' names),
+    DataError for a row that is neither."""
+    if isinstance(texts, str | Mapping) or hasattr(texts, "columns") or not isinstance(texts, Iterable):
+        raise ConfigError([Problem("texts", texts if isinstance(texts, str) else f"a {type(texts).__name__}",
+                                   "allowed: a list of texts, also for a single one")])
+    rows = [plain_value(row) for row in texts]
+    for line, row in enumerate(rows, 1):
+        if not isinstance(row, str | list):
+            raise DataError(f"texts line {line}: {row!r} is neither a text nor a pair of texts")
+    return [(row,) if isinstance(row, str) else tuple(row) for row in rows]

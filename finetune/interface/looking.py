@@ -72,7 +72,8 @@ def load_data(name: str | PathLike[str] = "rotten_tomatoes_mini", config: str | 
     from finetune.data import load_task_data
 
     asked = {"dataset_name": name, "dataset_config_name": config, **knobs}
-    data = load_task_data(TrialConfig.from_mapping(plain_value({k: v for k, v in asked.items() if v is not None})))
+    data = load_task_data(TrialConfig.from_mapping(plain_value({k: v for k, v in asked.items() if v is not None}),
+                                                   beside=("name", "config")))
     splits = {split: _table(data, rows) for split, rows in data.splits.items()}
     rejected = pd.DataFrame([vars(row) for row in data.rejected], columns=["source", "line", "reason"])
     return Data(data.name, data.task, data.label_names, splits, list(data.notes), rejected, data)
@@ -116,7 +117,8 @@ def inspect_model(model: str | PathLike[str] = "sentence-transformers/all-MiniLM
 
     from finetune.commands.views.layers import describe_layers
 
-    config = TrialConfig.from_mapping(plain_value({"model_name_or_path": model, **knobs}))
+    config = TrialConfig.from_mapping(plain_value({"model_name_or_path": model, **knobs}),
+                                      beside=("model", "audit"))
     described: dict[str, Any] = describe_layers(config, audited=audit)[0]
     table = pd.DataFrame(described.pop("parts")).set_index("part")
     table.attrs = described

@@ -88,7 +88,8 @@ def probe_layers(model: str | PathLike[str] = "sentence-transformers/all-MiniLM-
     import pandas as pd
 
     asked = _checked(properties, word, rows, seeds)
-    config = TrialConfig.from_mapping(plain_value({"model_name_or_path": model, **knobs}))
+    config = TrialConfig.from_mapping(plain_value({"model_name_or_path": model, **knobs}),
+                                      beside=("properties", "word", "rows", "seeds", "progress"))
     from finetune.sweep.layers_probe import Reading, read_layers
 
     readings = read_layers(config, asked, word, rows, seeds, _say if progress else lambda text: None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from finetune.errors import ConfigError, Problem, did_you_mean
+from finetune.interface.given import plain_value
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +133,8 @@ def make_report(*sources: str | PathLike[str], margin: float | Sequence[float] |
 
     if not sources:
         raise ConfigError("make_report: give the directory of a sweep, e.g. runs/quickstart")
-    margins = None if margin is None else [margin] if isinstance(margin, int | float) else list(margin)
+    asked = plain_value(margin)
+    margins = None if asked is None else asked if isinstance(asked, list) else [asked]
     names = [by] if isinstance(by, str) else list(by)
     check(margins or [], names)
     if population not in ("new_text", "this_test_set"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import ConfigError, Problem
-from finetune.interface.given import plain_value
+from finetune.interface.given import as_path, plain_value
 from finetune.interface.progress import BarView, Quiet, in_notebook, stop_button
 from finetune.interface.reports import Report, make_report
 
@@ -76,12 +76,16 @@ def run_sweep(sweep: str | PathLike[str] | Mapping[str, Any], *, set: Mapping[st
     from finetune.tracking import check_mode
 
     check_mode()
+    if set is not None and not isinstance(set, Mapping):
+        raise ConfigError([Problem("set", set, 'allowed: a dict of knobs and values, e.g. {"train_size": 100}')])
+    if name is not None and not isinstance(name, str):
+        raise ConfigError([Problem("name", name, "allowed: text")])
     spec, folder = _spec_of(sweep, plain_value(set or {}))
     options = options_from({
-        "output_dir": None if output_dir is None else Path(output_dir), "confirm": confirm, "retries": retries,
-        "workers": "auto" if workers is None else workers, "search_seed": search_seed, "trial_timeout": trial_timeout,
-        "storage": storage, "prefix_budget": prefix_budget, "adaptive": adaptive, "max_seeds": max_seeds,
-        "margin": margin, "from_python": True}, spec, folder)
+        "output_dir": None if output_dir is None else as_path("output_dir", output_dir), "confirm": confirm,
+        "retries": retries, "workers": "auto" if workers is None else workers, "search_seed": search_seed,
+        "trial_timeout": trial_timeout, "storage": storage, "prefix_budget": prefix_budget, "adaptive": adaptive,
+        "max_seeds": max_seeds, "margin": margin, "from_python": True}, spec, folder)
     spec = spec.named(name)
     view = (BarView() if in_notebook() else open_view()) if progress else Quiet()
     with stop_button():

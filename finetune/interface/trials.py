@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from finetune.config import TrialConfig
-from finetune.errors import ConfigError, DataError, Problem, TrialFailed, too_small
-from finetune.interface.given import plain_value
+from finetune.errors import ConfigError, DataError, TrialFailed, too_small
+from finetune.interface.given import as_path, as_texts, plain_value
 from finetune.interface.knobs import Knobs
 from finetune.interface.progress import BarObserver, in_notebook, stop_button
 from finetune.results import RecordStore, TrialRecord
@@ -44,7 +44,7 @@ def run_trial(*, force: bool = False, progress: bool = True, **knobs: Unpack[Kno
     from finetune.training import signals
     from finetune.trial.events import Observer
 
-    config = TrialConfig.from_mapping(plain_value(knobs))
+    config = TrialConfig.from_mapping(plain_value(knobs), beside=("force", "progress"))
     check_mode()
     view = (BarObserver() if in_notebook() else None) if progress else Observer()
     try:
@@ -83,13 +83,12 @@ def predict(model: TrialRecord | str | PathLike[str], texts: Sequence[str | Sequ
 
     if wrong := too_small({"batch_size": 1}, {"batch_size": batch_size}):
         raise ConfigError(wrong)
-    if isinstance(texts, str):
-        raise ConfigError([Problem("texts", texts, "allowed: a list of texts, also for a single one")])
-    folder = _folder_of(model) if isinstance(model, TrialRecord) else Path(model)
+    rows = as_texts(texts)
+    folder = _folder_of(model) if isinstance(model, TrialRecord) else as_path(
+        "model", model, "the record of a trial, or the folder of a model")
     manifest = find_kept(folder)[1]
     if manifest.task == TAGGED:
         return pd.DataFrame(_tagged(folder, plain_value(texts), batch_size))
-    rows = [(text,) if isinstance(text, str) else tuple(text) for text in plain_value(texts)]
     names = ["text", "pair"][:len(manifest.text_columns)]
     odd = next((row for row in rows if len(row) != len(names)), None)
     if odd is not None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -39,6 +43,31 @@ def test_the_notebook_runs_with_fewer_rows(tmp_path):
 @pytest.mark.timeout(3600)
 def test_the_notebook_runs_as_a_student_runs_it(tmp_path):
     check(executed(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zipped", [False, True])
+def test_its_first_cell_installs_what_lies_beside_it(zipped, tmp_path):
+    """In an environment that has what the project needs but not the project: pip runs, and downloads setuptools."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (site / "others.pth").write_text(sysconfig.get_paths()["purelib"])
+    (tmp_path / "here").mkdir()
+    with zipfile.ZipFile(tmp_path / "here" / "stellar-finetuning-main.zip", "w") as archive:
+        for name in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True,
+                                   check=True).stdout.splitlines():
+            archive.write(ROOT / name, f"stellar-finetuning-main/{name}")
+    if not zipped:
+        shutil.unpack_archive(tmp_path / "here" / "stellar-finetuning-main.zip", tmp_path / "here")
+        (tmp_path / "here" / "stellar-finetuning-main.zip").unlink()
+    cell = next(c.source for c in nbformat.read(NOTEBOOK, as_version=4).cells if c.cell_type == "code")
+    python = [tmp_path / "venv" / "bin" / "python", "-c"]
+    outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    empty = subprocess.run([*python, cell], cwd=tmp_path / "venv", capture_output=True, text=True, env=outside)
+    assert "Put a copy of the project" in empty.stderr
+    done = subprocess.run([*python, f"{cell}\nprint(finetune.__file__, len(finetune.load_data().labels))"],
+                          cwd=tmp_path / "here", capture_output=True, text=True, env=outside)
+    assert done.stdout == f"{site / 'finetune' / '__init__.py'} 2\n", done.stderr
 
 
 def test_the_notebook_is_small_and_kept_without_errors():

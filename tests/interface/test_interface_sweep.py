@@ -80,31 +80,50 @@ def kernel(tmp_path):
         yield client, run
 
 
-@pytest.mark.timeout(600)  # against a hang; on a busy machine a cell alone has taken over two minutes
-def test_a_notebook_stops_and_goes_on(kernel, tiny_bert_dir, tmp_path):
-    _, run = kernel
-    sweep = sweep_of(tiny_bert_dir, num_train_epochs=100)
-    run(f"import finetune, json, os\nsweep = json.loads({json.dumps(sweep)!r}); kept = 'still here'")
-    pid = int(run("print(os.getpid())"))
+def stopped(run, source, when, presses=1):
+    """What a cell says that the stop button ends, once or several times, as soon as `when` holds."""
+    pid = int(run("import os; print(os.getpid())"))
     done = threading.Event()
 
     def press_stop():
-        while not list(tmp_path.glob("runs/mine/checkpoints/*")) and not done.is_set():
+        while not when() and not done.is_set():
             time.sleep(0.05)
-        os.kill(pid, signal.SIGINT)  # what the button does
+        for _ in range(presses):
+            os.kill(pid, signal.SIGINT)  # what the button does
+            time.sleep(0.01)
 
     button = threading.Thread(target=press_stop)
     button.start()
-    with pytest.raises(CellExecutionError) as stopped:
-        run("finetune.run_sweep(sweep, workers=1)")
-    done.set()
-    button.join()
-    assert "KeyboardInterrupt" in str(stopped.value) and "the same call goes on where this one stopped" in str(
-        stopped.value)
+    try:
+        with pytest.raises(CellExecutionError) as caught:
+            run(source)
+    finally:
+        done.set()
+        button.join()
+    assert "KeyboardInterrupt" in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.timeout(600)  # against a hang; on a busy machine a cell alone has taken over two minutes
+def test_a_notebook_stops_and_goes_on(kernel, tiny_bert_dir, tmp_path):
+    _, run = kernel
+    sweep = sweep_of(tiny_bert_dir, num_train_epochs=40)
+    run(f"import finetune, json, os\nsweep = json.loads({json.dumps(sweep)!r}); kept = 'still here'")
+    assert "the same call goes on where this one stopped" in stopped(
+        run, "finetune.run_sweep(sweep, workers=1)", lambda: list(tmp_path.glob("runs/mine/checkpoints/*")))
     before = len(RecordStore(tmp_path / "runs/mine").trial_ids())
     assert before < 2 and list((tmp_path / "runs/mine/checkpoints").iterdir())
     said = run("sweep_result = finetune.run_sweep(sweep, workers=1)\nprint(kept, len(sweep_result.trials))")
     assert "still here 2" in said and "goes on from a checkpoint" in said and "mine (tune)" in said
     records = [RecordStore(tmp_path / "runs/mine").load(i) for i in RecordStore(tmp_path / "runs/mine").trial_ids()]
-    assert [len(record.history) for record in records] == [100, 100]
+    assert [len(record.history) for record in records] == [40, 40]
     assert sum(bool(record.resumes) for record in records) == 1
+
+    trial = {**{name: entry["value"] for name, entry in sweep["parameters"].items() if "value" in entry},
+             "freeze_depth": 2, "num_train_epochs": 100}
+    run(f"trial = json.loads({json.dumps(trial)!r})")
+    for presses in (1, 2):  # the second raises at once, and nothing is lost either
+        stopped(run, f"finetune.run_trial(**trial, seed={presses})",
+                lambda: list(tmp_path.glob("runs/single/checkpoints/*/*/state.json")), presses)
+        said = run(f"record = finetune.run_trial(**trial, seed={presses})\nprint(kept, len(record.history))")
+        assert "still here 100" in said and "goes on from a checkpoint" in said
