@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", type=Path, metavar="DIR",
                         help="where records, logs and the study are written; default: runs/<the file's name>")
     parser.add_argument("--workers", default="auto", metavar="N|auto",
-                        help="processes that train; auto: one per GPU, or what cores and memory carry (default)")
+                        help="processes that train; auto: up to four per GPU, or what cores and memory carry (default)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
                         help="fix a knob for the whole sweep, or replace its values with a list (repeatable); YAML")
     parser.add_argument("--dry_run", action="store_true",

@@ -66,8 +66,8 @@ class Knobs(TypedDict, total=False):
     subset_seed: int | None
     """Decides which rows train_size keeps; default: seed."""
     dataset_name: str | PathLike[str]
-    """A hub id, the bundled rotten_tomatoes_mini, or a path to a folder or file (csv, tsv, jsonl, json, parquet).
-    Default: rotten_tomatoes_mini."""
+    """A hub id, the bundled rotten_tomatoes_mini or wnut17_mini, or a path to a folder or file (csv, tsv, jsonl,
+    json, parquet). Default: rotten_tomatoes_mini."""
     dataset_config_name: str | None
     """Configuration of a hub data set, e.g. mrpc of glue. Default: None."""
     dataset_revision: str | None
