@@ -129,8 +129,8 @@ class TrialConfig(BaseModel):
 
     # data
     dataset_name: str = knob(
-        "rotten_tomatoes_mini", "a hub id, the bundled rotten_tomatoes_mini or wnut17_mini, or a path to a folder or file "
-        "(csv, tsv, jsonl, json, parquet)", group="data", in_trial_id=CONTENT, min_length=1,
+        "rotten_tomatoes_mini", "a hub id, the bundled rotten_tomatoes_mini or wnut17_mini, or a path to a folder or "
+        "file (csv, tsv, jsonl, json, parquet)", group="data", in_trial_id=CONTENT, min_length=1,
     )
     dataset_config_name: str | None = knob(None, "configuration of a hub data set, e.g. mrpc of glue", group="data",
                                            in_trial_id=CONTENT, min_length=1)

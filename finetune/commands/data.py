@@ -93,8 +93,10 @@ def describe(config: TrialConfig, model: str | None) -> dict[str, Any]:
     """The profile of a data set, with its columns and why they were chosen."""
     from finetune.commands.views.profile import profile
     from finetune.data.encoding.encoding import encode_split
+    from finetune.data.encoding.words import words_unseen
     from finetune.data.load import assemble, choose_columns, open_source
     from finetune.data.recorded import unknown_notes
+    from finetune.data.task_data import TAGGED
 
     with working("reading the data set"):
         source = open_source(config)
@@ -111,6 +113,9 @@ def describe(config: TrialConfig, model: str | None) -> dict[str, Any]:
         described = profile(data, {name: split.lengths for name, split in encoded.items()})
         described["unknown_tokens"] = {name: split.unknown_share for name, split in encoded.items()}
         described["notes"] = [*described["notes"], *unknown_notes(encoded)]
+        if data.task == TAGGED and config.max_length is not None:
+            unseen = sum(words_unseen(split.words, tokenizer, config.max_length) for split in encoded.values())
+            described["unseen_words"] = {f"words beyond max_length = {config.max_length} or without a token": unseen}
     described["columns"] = {"all": source.tables["train"].columns, "text": list(columns.text),
                             "label": list(columns.label), "reasons": columns.reasons}
     return described

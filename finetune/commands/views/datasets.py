@@ -51,6 +51,7 @@ def profile(described: Mapping[str, Any]) -> None:
     _splits(described)
     table("columns", ("column", "used as", "why"), _column_rows(described["columns"]))
     _labels(described)
+    _entities(described["splits"])
     table("defects", ("what", "rows"), _defect_rows(described))
     table("examples from train", ("label", *described["columns"]["text"]),
            [(example["label"], *(plain(text, TEXT_WIDTH) for text in example["texts"]))
@@ -99,13 +100,21 @@ def _labels(described: Mapping[str, Any]) -> None:
     table(title, ("label", *splits), rows)
 
 
+def _entities(splits: Mapping[str, Any]) -> None:
+    """Where tags stand for entities: how many of each type, the most frequent first."""
+    if "entities" in splits["train"]:
+        kinds = sorted(splits["train"]["entities"], key=lambda kind: -splits["train"]["entities"][kind])
+        table("entities", ("type", *splits), [(kind, *(split["entities"][kind] for split in splits.values()))
+                                              for kind in kinds])
+
+
 def _defect_rows(described: Mapping[str, Any]) -> list[tuple[str, Any]]:
     overlap = [(f"rows of {pair.split('/')[1]} whose text is also in {pair.split('/')[0]}", count)
                for pair, count in described["overlap"].items()]
     duplicates = sum(split["duplicates"] for split in described["splits"].values())
     return [("rows that repeat a text of their split", duplicates), *overlap,
             ("texts that stand with different labels", described["conflicting_labels"]),
-            ("rows with an empty text", described["empty_rows"]),
+            ("rows with an empty text", described["empty_rows"]), *described.get("unseen_words", {}).items(),
             ("rows that cannot be used", len(described["rejected"]))]
 
 

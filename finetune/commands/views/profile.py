@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.schema.columns import word_count
+from finetune.data.schema.tags import entity_types, strict_entities
 from finetune.data.splits.splits import text_key
 from finetune.data.tagged import tag_counts
 from finetune.data.task_data import NO_TAG, SPLITS, TAGGED, Split, TaskData
@@ -48,7 +49,17 @@ def _split_profile(data: TaskData, split: Split, keys: list[str], lengths: np.nd
         "rows": len(split), "labels": label_summary(data, split.labels),
         "lengths": {"unit": unit, **{name: float(np.quantile(lengths, q)) for name, q in QUANTILES.items()}},
         "duplicates": len(keys) - len(set(keys)),
+        **({"entities": entities_per_type(data, split)} if data.task == TAGGED and data.scheme else {}),
     }
+
+
+def entities_per_type(data: TaskData, split: Split) -> dict[str, int]:
+    """As the metrics count them, by seqeval's strict reading."""
+    found = dict.fromkeys(entity_types(data.label_names), 0)
+    for label in split.labels:
+        for kind, _, _ in strict_entities([data.label_names[tag] for tag in label[label != NO_TAG]], data.scheme):
+            found[kind] += 1
+    return found
 
 
 def label_summary(data: TaskData, labels: np.ndarray) -> dict[str, float]:
