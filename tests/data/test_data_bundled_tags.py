@@ -9,7 +9,6 @@ import pytest
 from finetune.commands.data import describe
 from finetune.config import TrialConfig
 from finetune.data import encode_split, load_task_data
-from finetune.data.encoding.words import words_unseen
 from finetune.data.sources.catalog import bundled_folder
 from finetune.models import load_backbone
 
