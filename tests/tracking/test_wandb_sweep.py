@@ -46,7 +46,7 @@ def test_two_agents_exhaust_the_grid_under_accelerate_launch(staged):
     read_back(staged, sweep, found)
     published(staged, sweep)
     assert not staged.server.unknown and not keys_in(staged.texts())
-    until(lambda: not staged.left_behind(), "every process has ended", 30)
+    until(lambda: not staged.left_behind(), "every process has ended", 120)
 
 
 READ = """
