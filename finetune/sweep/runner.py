@@ -255,10 +255,16 @@ def team_for(spec: SweepSpec, options: SweepOptions, view: View, logs: Path) -> 
         team.close(interrupt=False)
 
 
-def worker_count(machine: Machine, spec: SweepSpec, options: SweepOptions) -> int:
-    """As asked for, or as many as fit; never more than there are trials, as far as that is known before anything is
-    resolved."""
+def planned_trials(spec: SweepSpec, options: SweepOptions) -> int:
+    """An upper bound, known before anything is resolved."""
     points, _, open_ended = known_points(spec, options.search_seed, fixed_knobs(spec, options.output_dir))
-    trials = (spec.run_cap or sys.maxsize) if open_ended else min(len(points), spec.run_cap or len(points))
-    weights = weights_at_hand(point.config for point in points) if machine.gpus and options.workers is None else None
-    return machine.workers(options.workers, trials, weights)
+    return (spec.run_cap or sys.maxsize) if open_ended else min(len(points), spec.run_cap or len(points))
+
+
+def worker_count(machine: Machine, spec: SweepSpec, options: SweepOptions) -> int:
+    """As asked for, or as many as fit; never more than there are trials, as far as that is known."""
+    weights = None
+    if machine.gpus and options.workers is None:
+        points, _, _ = known_points(spec, options.search_seed, fixed_knobs(spec, options.output_dir))
+        weights = weights_at_hand(point.config for point in points)
+    return machine.workers(options.workers, planned_trials(spec, options), weights)
