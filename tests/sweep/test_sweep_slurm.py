@@ -88,6 +88,7 @@ def held(runs):
     return [path.name for path in runs.glob("study.journal.alive/*") if path.name != "now"]
 
 
+@pytest.mark.slow
 @pytest.mark.needs_root
 @on_slurm
 @pytest.mark.fault("sweep", "SLURM: an array is cancelled in the middle of its trials",
