@@ -115,7 +115,7 @@ def describe(config: TrialConfig, model: str | None) -> dict[str, Any]:
         described["notes"] = [*described["notes"], *unknown_notes(encoded)]
         if data.task == TAGGED and config.max_length is not None:
             unseen = sum(words_unseen(split.words, tokenizer, config.max_length) for split in encoded.values())
-            described["unseen_words"] = {f"words beyond max_length = {config.max_length} or without a token": unseen}
+            described["unseen_words"] = {config.max_length: unseen}
     described["columns"] = {"all": source.tables["train"].columns, "text": list(columns.text),
                             "label": list(columns.label), "reasons": columns.reasons}
     return described

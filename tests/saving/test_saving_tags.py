@@ -11,6 +11,7 @@ from tiny import bundled_texts, save_tiny_bert
 
 import finetune
 from finetune.cli import main
+from finetune.commands.data import describe
 from finetune.config import TrialConfig
 from finetune.data import load_task_data
 from finetune.data.schema.words import split_words
@@ -105,7 +106,7 @@ def test_the_card_s_own_lines_give_the_tags_of_predict(kept, capsys):
     words = ["a", "film", "by", "woody", "allen", "York"]
     capsys.readouterr()
     exec(code.replace('["a", "sentence"]', repr(words)), {})
-    answer = finetune.predict(kept["exported"], [words]).iloc[0]
+    answer = finetune.predict(kept["exported"], iter([words])).iloc[0]
     assert ast.literal_eval(capsys.readouterr().out) == list(zip(words, answer["tags"], strict=True))
 
 
@@ -170,3 +171,10 @@ def test_a_file_without_words_is_one_sentence(learnt, tmp_path, capsys, content,
 def test_a_text_is_split_into_words(text, words):
     sentence = split_words(text)
     assert list(sentence.words) == words == [text[start:end] for start, end in sentence.places]
+
+
+def test_words_that_are_unseen_are_counted_where_the_tokenizer_wants_a_space_before_each(tmp_path):
+    save_tiny_roberta(tmp_path / "model")
+    config = TrialConfig(dataset_name="wnut17_mini", model_name_or_path=str(tmp_path / "model"), max_length=40)
+    ((length, unseen),) = describe(config, None)["unseen_words"].items()
+    assert length == 40 and unseen > 0

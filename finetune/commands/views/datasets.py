@@ -111,10 +111,12 @@ def _entities(splits: Mapping[str, Any]) -> None:
 def _defect_rows(described: Mapping[str, Any]) -> list[tuple[str, Any]]:
     overlap = [(f"rows of {pair.split('/')[1]} whose text is also in {pair.split('/')[0]}", count)
                for pair, count in described["overlap"].items()]
+    unseen = [(f"words beyond max_length = {length} or without a token", count)
+              for length, count in described.get("unseen_words", {}).items()]
     duplicates = sum(split["duplicates"] for split in described["splits"].values())
     return [("rows that repeat a text of their split", duplicates), *overlap,
             ("texts that stand with different labels", described["conflicting_labels"]),
-            ("rows with an empty text", described["empty_rows"]), *described.get("unseen_words", {}).items(),
+            ("rows with an empty text", described["empty_rows"]), *unseen,
             ("rows that cannot be used", len(described["rejected"]))]
 
 

@@ -81,7 +81,7 @@ def encode_words(texts: list[tuple[str, ...]], tokenizer: Any, max_length: int) 
 def words_unseen(words: Words, tokenizer: Any, max_length: int) -> int:
     """How many words the model would not see at `max_length` tokens: cut off, or without a token of their own. `words`
     of an encoding that cut none."""
-    of_word = tokenizer(["a"], is_split_into_words=True).word_ids()
+    of_word = with_prefix_space(tokenizer)(["a"], is_split_into_words=True).word_ids()
     last = max(place for place, word in enumerate(of_word) if word is not None)
     room = max_length - (len(of_word) - 1 - last)  # what is added behind the text stays
     return int(words.counts.sum() - sum((position < room).sum() for position in words.position))
