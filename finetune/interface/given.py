@@ -30,8 +30,8 @@ def as_path(name: str, value: Any, allowed: str = "a path") -> Path:
     return Path(value)
 
 
-def as_texts(texts: Any) -> list[tuple[Any, ...]]:
-    """A row per text or pair. Raises ConfigError for what is no list of them (a table would give its columns' names),
+def as_texts(texts: Any) -> list[str | list[Any]]:
+    """A row per text, pair or list of words. Raises ConfigError for what is no list of them (a table would give its columns' names),
     DataError for a row that is neither."""
     if isinstance(texts, str | Mapping) or hasattr(texts, "columns") or not isinstance(texts, Iterable):
         raise ConfigError([Problem("texts", texts if isinstance(texts, str) else f"a {type(texts).__name__}",
@@ -40,4 +40,4 @@ def as_texts(texts: Any) -> list[tuple[Any, ...]]:
     for line, row in enumerate(rows, 1):
         if not isinstance(row, str | list):
             raise DataError(f"texts line {line}: {row!r} is neither a text nor a pair of texts")
-    return [(row,) if isinstance(row, str) else tuple(row) for row in rows]
+    return rows

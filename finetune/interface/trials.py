@@ -83,12 +83,13 @@ def predict(model: TrialRecord | str | PathLike[str], texts: Sequence[str | Sequ
 
     if wrong := too_small({"batch_size": 1}, {"batch_size": batch_size}):
         raise ConfigError(wrong)
-    rows = as_texts(texts)
+    given = as_texts(texts)
     folder = _folder_of(model) if isinstance(model, TrialRecord) else as_path(
         "model", model, "the record of a trial, or the folder of a model")
     manifest = find_kept(folder)[1]
     if manifest.task == TAGGED:
-        return pd.DataFrame(_tagged(folder, plain_value(texts), batch_size))
+        return pd.DataFrame(_tagged(folder, given, batch_size))
+    rows = [(row,) if isinstance(row, str) else tuple(row) for row in given]
     names = ["text", "pair"][:len(manifest.text_columns)]
     odd = next((row for row in rows if len(row) != len(names)), None)
     if odd is not None:
@@ -103,7 +104,7 @@ def predict(model: TrialRecord | str | PathLike[str], texts: Sequence[str | Sequ
     return pd.DataFrame(found)
 
 
-def _tagged(folder: Path, texts: Sequence[str | Sequence[str]], batch_size: int) -> list[dict[str, Any]]:
+def _tagged(folder: Path, texts: list[str | list[Any]], batch_size: int) -> list[dict[str, Any]]:
     from finetune.saving.predict import Cells, predict
     from finetune.saving.read import load_kept
     from finetune.saving.tags import described_tags, sentences_of
