@@ -25,6 +25,7 @@ from finetune.sweep.plan import Plan, SweepOptions, fixed_knobs, known_points, m
 from finetune.sweep.search.confirmation import Choice, Tuned, choose, confirmation_values, fresh_seeds
 from finetune.sweep.search.search import Search
 from finetune.sweep.search.trials import outcome_of
+from finetune.sweep.spec.points import Point
 from finetune.sweep.spec.schema import SweepSpec
 from finetune.sweep.storages import StudyStorage, open_storage
 from finetune.sweep.view.board import Board, label_of
@@ -257,14 +258,16 @@ def team_for(spec: SweepSpec, options: SweepOptions, view: View, logs: Path) -> 
 
 def planned_trials(spec: SweepSpec, options: SweepOptions) -> int:
     """An upper bound, known before anything is resolved."""
+    return _points_and_trials(spec, options)[1]
+
+
+def _points_and_trials(spec: SweepSpec, options: SweepOptions) -> tuple[list[Point], int]:
     points, _, open_ended = known_points(spec, options.search_seed, fixed_knobs(spec, options.output_dir))
-    return (spec.run_cap or sys.maxsize) if open_ended else min(len(points), spec.run_cap or len(points))
+    return points, (spec.run_cap or sys.maxsize) if open_ended else min(len(points), spec.run_cap or len(points))
 
 
 def worker_count(machine: Machine, spec: SweepSpec, options: SweepOptions) -> int:
     """As asked for, or as many as fit; never more than there are trials, as far as that is known."""
-    weights = None
-    if machine.gpus and options.workers is None:
-        points, _, _ = known_points(spec, options.search_seed, fixed_knobs(spec, options.output_dir))
-        weights = weights_at_hand(point.config for point in points)
-    return machine.workers(options.workers, planned_trials(spec, options), weights)
+    points, trials = _points_and_trials(spec, options)
+    choose = machine.gpus and options.workers is None
+    return machine.workers(options.workers, trials, weights_at_hand(p.config for p in points) if choose else None)
