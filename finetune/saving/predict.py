@@ -145,6 +145,8 @@ def _with_progress(batches: list[np.ndarray], rows: int, say: Say) -> Iterator[n
 
 def described(logits: np.ndarray, loaded: LoadedModel) -> Iterator[dict[str, Any]]:
     """One object per row: what the model says in the data's own words."""
+    from scipy.special import softmax
+
     manifest = loaded.manifest
     names = manifest.label_names or []
     for number, row in enumerate(logits.astype(np.float64)):
@@ -155,8 +157,7 @@ def described(logits: np.ndarray, loaded: LoadedModel) -> Iterator[dict[str, Any
             yield {"row": number, "labels": [n for n, p in zip(names, chances, strict=True) if p > THRESHOLD],
                    "probabilities": {n: round(float(p), 6) for n, p in zip(names, chances, strict=True)}}
         else:
-            chances = np.exp(row - row.max())
-            chances /= chances.sum()
+            chances = softmax(row)
             best = int(chances.argmax())
             yield {"row": number, "label": names[best], "probability": round(float(chances[best]), 6),
                    "probabilities": {n: round(float(p), 6) for n, p in zip(names, chances, strict=True)}}

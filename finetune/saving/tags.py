@@ -54,12 +54,14 @@ def described_tags(logits: np.ndarray, sentences: Sequence[Sentence], manifest: 
     logits (words of all rows, tags), nan for a word that max_length cut: it has no tag. A word's score is its tag's
     probability, an entity's the mean of its words'. Entities are those that seqeval's strict mode counts.
     """
+    from scipy.special import softmax
+
     ends = np.cumsum([len(sentence.words) for sentence in sentences])
     for row, (sentence, of_words) in enumerate(zip(sentences, np.split(logits, ends[:-1]), strict=True)):
         cut = np.isnan(of_words).all(axis=1)
         best = np.where(cut[:, None], 0, of_words).argmax(axis=1)
         tags = [None if lost else manifest.label_names[tag] for tag, lost in zip(best, cut, strict=True)]
-        scores = _chances(of_words)[np.arange(len(best)), best]
+        scores = softmax(of_words.astype(np.float64), axis=1)[np.arange(len(best)), best]
         answer = {"row": row, "text": sentence.text}
         if manifest.scheme:
             answer["entities"] = _entities(sentence, tags, scores, manifest.scheme)
@@ -82,12 +84,6 @@ def _entities(sentence: Sentence, tags: list[str | None], scores: np.ndarray, sc
         out.append({"text": sentence.text[start:end], "type": kind, "start": start, "end": end,
                     "score": _rounded(scores[first:after].mean())})
     return out
-
-
-def _chances(logits: np.ndarray) -> np.ndarray:
-    logits = logits.astype(np.float64)
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return raised / raised.sum(axis=1, keepdims=True)
 
 
 def _rounded(value: float) -> float:
