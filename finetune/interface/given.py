@@ -31,8 +31,8 @@ def as_path(name: str, value: Any, allowed: str = "a path") -> Path:
 
 
 def as_texts(texts: Any) -> list[str | list[Any]]:
-    """A row per text, pair or list of words. Raises ConfigError for what is no list of them (a table would give its columns' names),
-    DataError for a row that is neither."""
+    """A row per text, pair or list of words. Raises ConfigError for what is no list of them (a table would give its
+    columns' names), DataError for a row that is neither."""
     if isinstance(texts, str | Mapping) or hasattr(texts, "columns") or not isinstance(texts, Iterable):
         raise ConfigError([Problem("texts", texts if isinstance(texts, str) else f"a {type(texts).__name__}",
                                    "allowed: a list of texts, also for a single one")])
