@@ -116,6 +116,19 @@ class PrefixReuse:
         return inputs if served is None else {
             **inputs, HIDDEN: served.padded(rows, inputs["input_ids"].shape[1])}
 
+    def serves_pooled(self, split: Collator) -> bool:
+        """Whether the head's inputs are kept, one vector per row."""
+        served = self._served(split)
+        return served is not None and served.pooled and split.encoded.words is None
+
+    def pooled(self, split: Collator, rows: np.ndarray) -> Tensor:
+        """(rows, width) of a split that `serves_pooled`; `count` says later for how many trials' sake."""
+        return self._served(split).vectors(rows)
+
+    def count(self, split: Collator, rows: int) -> None:
+        """So many rows of a split were read for this trial by somebody else."""
+        self._served(split).rows += rows
+
     def run(self, model: nn.Module, inputs: Mapping[str, Tensor], split: Collator) -> Tensor:
         """The forward pass over what `inputs` gave for rows of `split`."""
         texts = {name: value for name, value in inputs.items() if name != HIDDEN}

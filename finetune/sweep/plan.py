@@ -99,6 +99,12 @@ class Plan:
         """How many trials; None for a search without an end."""
         return self.spec.run_cap if self.open_ended else len(self.candidates)
 
+    def heads(self) -> list[dict[str, Any]]:
+        """The knobs of the trials that train a head alone, in order: on a GPU a worker trains many of them together."""
+        contents = ((candidate, self.descriptions[candidate.trial_id].content) for candidate in self.candidates)
+        return [{**candidate.values, **self.fixed} for candidate, content in contents
+                if content.get("num_layers") and content.get("prefix_boundaries") == [content["num_layers"]]]
+
     def notes(self) -> list[str]:
         lines = list(self.spec.warnings)
         merged = self.points - len(self.descriptions)

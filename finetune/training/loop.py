@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor, nn
-from torch.nn import functional
 
 from finetune.config import TrialConfig
 from finetune.data.encoding.batches import (
@@ -24,8 +23,6 @@ from finetune.data.encoding.batches import (
     to_device,
     training_batches,
 )
-from finetune.data.encoding.words import IGNORED
-from finetune.data.task_data import TAGGED
 from finetune.errors import Interrupted, TrialFailed
 from finetune.freezing import (
     AuditReport,
@@ -43,21 +40,10 @@ from finetune.models import LayerStack
 from finetune.prefix.reuse import PrefixReuse
 from finetune.training import signals
 from finetune.training.graphs import StepGraphs, clip_gradients, graphs_for, make_recordable
+from finetune.training.head_stack import TrainedHead
+from finetune.training.losses import per_example_loss
 from finetune.training.memory import asked_for, is_out_of_memory
 from finetune.training.schedule import carry_state, make_optimizer, set_learning_rates
-
-
-def per_example_loss(task: str, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """logits (batch, outputs), labels as in Split -> (batch,): cross-entropy, squared error or mean binary CE."""
-    logits = logits.float()
-    if task == TAGGED:  # summed over the words of each row; the mean over words is taken by whoever counts them
-        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight=weights, reduction="none",
-                                        ignore_index=IGNORED).view(labels.shape).sum(1)
-    if task == "classification":
-        return functional.cross_entropy(logits, labels, weight=weights, reduction="none")
-    if task == "regression":
-        return (logits.squeeze(-1) - labels) ** 2
-    return functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights, reduction="none").mean(1)
 
 
 @dataclass
@@ -86,6 +72,7 @@ class Trainer:
     windows_done: int = 0
     loss_sum: Tensor | float = 0.0
     norms: dict[str, float] = field(default_factory=dict)
+    stacked: TrainedHead | None = None  # the head, where it has trained in a stack with others (head_stack.py)
     best: dict[str, Tensor] = field(default_factory=dict)  # weights of the best epoch, of all that has ever trained
 
     def __post_init__(self) -> None:
@@ -186,6 +173,9 @@ class Trainer:
         """
         lengths = self.train.encoded.lengths
         batches = training_batches(lengths, self._global_batch, self.config.seed, epoch)
+        if self.stacked is not None:
+            loss = self._trained_in_stack(epoch, stepped)
+            return self._entry(loss, batches)
         windows = list(_windows(batches, self.config.gradient_accumulation_steps))
         modes_set = False
         for window in windows[self.windows_done:]:
@@ -196,17 +186,24 @@ class Trainer:
             self.loss_sum = self.loss_sum + self._step(window)  # stays on the device: no wait for it at each step
             self.windows_done += 1
             stepped()
-        loss = self._mean_loss(epoch)
-        return {"loss": loss, "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
-                "padding_share": padding_share(lengths, batches, self.train.width)}
-
-    def _mean_loss(self, epoch: int) -> float:
         total = torch.as_tensor(self.loss_sum, device=self.accelerator.device, dtype=torch.float64)
         mean = float(self.accelerator.reduce(total, "sum")) / self.train.count(np.arange(len(self.train.encoded)))
-        if not math.isfinite(mean):
-            raise TrialFailed("non-finite", f"the training loss is {mean} in epoch {epoch}; "
-                              "try a smaller learning_rate or head_learning_rate")
-        return mean
+        return self._entry(_finite(mean, epoch), batches)
+
+    def _entry(self, loss: float, batches: list[np.ndarray]) -> dict[str, float]:
+        return {"loss": loss, "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+                "padding_share": padding_share(self.train.encoded.lengths, batches, self.train.width)}
+
+    def _trained_in_stack(self, epoch: int, stepped: Callable[[], None]) -> float:
+        """Take over the head as it was after this epoch; returns its loss."""
+        self.classifier.head.load_state_dict(self.stacked.weights[epoch - 1], strict=False)  # `units` stays
+        self.windows_done = self.windows_per_epoch
+        self.step = epoch * self.windows_per_epoch
+        set_learning_rates(self.optimizer, self.config, self.step - 1, self.total_steps, self.strategy.period)
+        self.loss_sum = self.stacked.losses[epoch - 1] * len(self.train.encoded)
+        self.prefix.count(self.train, len(self.train.encoded))
+        stepped()
+        return _finite(self.stacked.losses[epoch - 1], epoch)
 
     @property
     def loss_so_far(self) -> float:
@@ -373,3 +370,10 @@ class Trainer:
 def _windows(batches: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
     for start in range(0, len(batches), size):
         yield batches[start:start + size]
+
+
+def _finite(loss: float, epoch: int) -> float:
+    if not math.isfinite(loss):
+        raise TrialFailed("non-finite", f"the training loss is {loss} in epoch {epoch}; "
+                          "try a smaller learning_rate or head_learning_rate")
+    return loss

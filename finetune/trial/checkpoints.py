@@ -24,7 +24,7 @@ WRITES_BESIDE = frozenset({"cuda"})  # kinds of device that train on while the h
 
 def save_checkpoint(run: TrialRun) -> None:
     """Between two steps. Every process takes part, the main one writes; what it costs is no training time."""
-    if run.checkpoints is None:
+    if not run.keeps_checkpoints:
         return
     watch = Stopwatch()
     with watch:
@@ -122,6 +122,6 @@ def keep_for_later(run: TrialRun, interruption: Interrupted) -> str:
     if run.progress.interrupted(interruption.signum) == "prune" and run.state.history:
         signals.forget()
         return "pruned"
-    note = "" if run.checkpoints is None else (f"a checkpoint is kept at step {run.trainer.step} of "
+    note = "" if not run.keeps_checkpoints else (f"a checkpoint is kept at step {run.trainer.step} of "
                                                f"{run.trainer.total_steps}, the same command goes on from there")
     raise Interrupted(interruption.signum, note)

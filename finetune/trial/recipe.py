@@ -25,6 +25,7 @@ from finetune.trial.checkpoints import keep_for_later, resume, save_checkpoint, 
 from finetune.trial.environment import make_accelerator
 from finetune.trial.events import Observer
 from finetune.trial.failures import failed_outcome
+from finetune.trial.head_stacks import head_from_stack
 from finetune.trial.record import fill_record, frozen_and_trained, metrics_of, trained_parts, truth
 from finetune.trial.resolve import resolve_trial
 from finetune.trial.save_model import with_weights
@@ -95,6 +96,8 @@ def _train(run: TrialRun) -> str:
     """Every epoch that is left, the best one kept; returns whether the trial is complete or was pruned."""
     trainer, state = run.trainer, run.state
     try:
+        if not state.history and not trainer.step:
+            trainer.stacked = head_from_stack(run)
         for epoch in range(len(state.history) + 1, run.resolved.config.num_train_epochs + 1):
             entry, logits = _epoch(run, epoch)
             trainer.end_epoch()
@@ -123,6 +126,8 @@ def _epoch(run: TrialRun, epoch: int) -> tuple[dict[str, Any], np.ndarray]:
         logits = trainer.logits(splits["validation"])
         metrics = metrics_of(run, logits, "validation")
     trained = state.clock.reset()
+    if trainer.stacked is not None:
+        trained = trainer.stacked.epoch_seconds
     state.cost["train_seconds"] += trained
     state.cost["evaluation_seconds"] += evaluation.seconds
     return {"epoch": epoch, "train": train, "validation": metrics, "train_seconds": trained,

@@ -68,12 +68,20 @@ def fill_record(run: TrialRun, state: str) -> TrialRecord:
         trial_id=resolved.trial_id, setting_id=resolved.setting_id, state=state, config=_recorded_config(resolved),
         effective=resolved.effective, task=data.task, metric=resolved.metric,
         num_layers=resolved.backbone.num_layers, **frozen_and_trained(run),
-        prefix=trainer.prefix.describe() if trainer else {"used": False, "saved_seconds": 0.0},
+        prefix=_prefix(run),
         baseline=_baselines_memo.get((data,), None, lambda: baseline(data)), history=run.state.history,
         cost=_cost(run), data=recorded(data, encoded, resolved.max_length),
         environment=environment(run.accelerator), resumes=run.state.resumes,
         micro_batch=trainer.micro_batch if trainer else None,
     )
+
+
+def _prefix(run: TrialRun) -> dict[str, Any]:
+    """`head_slots`: of the stack in which the head trained, where it did."""
+    if run.trainer is None:
+        return {"used": False, "saved_seconds": 0.0}
+    stacked = run.trainer.stacked
+    return run.trainer.prefix.describe() | ({"head_slots": stacked.slots} if stacked is not None else {})
 
 
 def _cost(run: TrialRun) -> dict[str, float | None]:

@@ -81,6 +81,11 @@ class TrialRun:
         self.background = Background()  # what is written while a GPU trains on
         self.progress = Progress(self.observer, alone=self.accelerator.num_processes == 1)
 
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Not where it has no folder, and not of a head from a stack: training it again takes no longer."""
+        return self.checkpoints is not None and (self.trainer is None or self.trainer.stacked is None)
+
     def release(self) -> None:
         """Model and optimizer refer back to this object: without this they wait for the garbage collector, and the
         next trial of a warm worker is built beside them. What is still written is waited for."""

@@ -1,6 +1,7 @@
 """The child process that trains: it imports torch once, keeps data and backbone warm, and answers its coordinator.
 
 coordinator -> worker    ("resolve", [(key, knobs), …])    ("run", (knobs, {"sweep", "protocol"} or None))
+                         ("prefix", PrefixHint)    ("heads", [knobs, …] of trials that train a head alone)
                          ("verdict", verdict)    ("probe", (folder, threads))    ("quit", None)
 worker -> coordinator    ("ready", None)    ("resolved", (key, description))    ("refused", (key, error))
                          ("resolving_done", None)    ("started", description)    ("stepped", (step, total, loss))
@@ -94,6 +95,8 @@ def _serve(connection: Connection, task: Any, options: WorkerOptions) -> None:
             _resolve(task, None, content)  # loads data and backbone; what is wrong with them, the first worker says
         elif kind == "prefix":
             configure(content)
+        elif kind == "heads":
+            _plan_heads(content)
         elif kind == "probe":
             connection.send(("probed", _probe(*content)))
         elif kind == "run":
@@ -101,6 +104,12 @@ def _serve(connection: Connection, task: Any, options: WorkerOptions) -> None:
             connection.send(_run(connection, task, *content, options))
             if time.monotonic() - began > WORTH_COLLECTING:
                 gc.collect()  # models refer to themselves; the next one shall not be built beside the last
+
+
+def _plan_heads(knobs: list[Mapping[str, Any]]) -> None:
+    from finetune.trial.head_stacks import configure as plan_heads
+
+    plan_heads(knobs)
 
 
 def _resolve(task: Any, key: Any, knobs: Mapping[str, Any]) -> tuple[str, Any]:
