@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -66,22 +65,27 @@ def compute_metrics(
 
 
 def _classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    from sklearn.metrics import matthews_corrcoef, precision_recall_fscore_support
-
-    predicted = logits.argmax(axis=1)
-    metrics = {"accuracy": np.mean(predicted == labels)}
-    present = np.union1d(labels, predicted)
-    # One call for what f1_score computes three times: per class, then averaged.
-    _, _, f1, rows = precision_recall_fscore_support(labels, predicted, labels=present, zero_division=0)
+    """From the confusion matrix, as scikit-learn defines them: its own checks of the input take 20 times as long, and
+    with reuse they were a quarter of a trial."""
+    table = _confusion(logits, labels)
+    right, rows, guessed = table.diagonal(), table.sum(1), table.sum(0)
+    present = rows + guessed > 0
+    f1 = 2 * right[present] / (rows + guessed)[present]
+    metrics = {"accuracy": right.sum() / len(labels)}
     if logits.shape[1] == 2:
-        metrics["f1"] = f1[present == 1].sum()
+        metrics["f1"] = f1[-1] if present[1] else 0.0
     metrics["f1_macro"] = f1.mean()
-    metrics["f1_weighted"] = np.average(f1, weights=rows)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is one class only, where the coefficient is 0 by convention
-        metrics["matthews"] = matthews_corrcoef(labels, predicted)
+    metrics["f1_weighted"] = np.average(f1, weights=rows[present])
+    metrics["matthews"] = _matthews(right.sum(), rows, guessed)
     metrics["loss"] = np.mean(_log_sum_exp(logits) - logits[np.arange(len(labels)), labels])
     return metrics
+
+
+def _matthews(right: float, rows: np.ndarray, guessed: np.ndarray) -> float:
+    """Gorodkin 2004: the correlation of truth and prediction; 0 by convention where one of them is constant."""
+    total, rows, guessed = float(rows.sum()), rows.astype(np.float64), guessed.astype(np.float64)
+    spread = (total**2 - rows @ rows) * (total**2 - guessed @ guessed)
+    return (right * total - rows @ guessed) / math.sqrt(spread) if spread > 0 else 0.0
 
 
 def _log_sum_exp(logits: np.ndarray) -> np.ndarray:
@@ -110,12 +114,11 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _multilabel(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    from sklearn.metrics import f1_score
-
-    truth, predicted = labels.astype(int), (logits > 0).astype(int)
+    truth, predicted = labels.astype(bool), logits > 0
+    right, either = (truth & predicted).sum(0), truth.sum(0) + predicted.sum(0)
     return {
-        "f1_micro": f1_score(truth, predicted, average="micro", zero_division=0),
-        "f1_macro": f1_score(truth, predicted, average="macro", zero_division=0),
+        "f1_micro": 2 * right.sum() / max(1, either.sum()),
+        "f1_macro": np.mean(2 * right / np.maximum(either, 1)),
         "subset_accuracy": np.mean((truth == predicted).all(axis=1)),
         "loss": np.mean(np.maximum(logits, 0) - logits * truth + np.log1p(np.exp(-np.abs(logits)))),
     }
@@ -123,25 +126,29 @@ def _multilabel(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 def confusion(logits: np.ndarray, labels: np.ndarray) -> list[list[int]]:
     """Counts [true class][predicted class] of a classification."""
-    table = np.zeros((logits.shape[1], logits.shape[1]), dtype=np.int64)
-    np.add.at(table, (labels, logits.argmax(axis=1)), 1)
-    return table.tolist()
+    return _confusion(logits, labels).tolist()
+
+
+def _confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    classes = logits.shape[1]
+    places = np.asarray(labels, np.int64) * classes + logits.argmax(axis=1)
+    return np.bincount(places, minlength=classes**2).reshape(classes, classes)
 
 
 def per_class_table(
     task: str, logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """One entry per class (or label, when multi-label): rows that have it, precision, recall and F1."""
-    from sklearn.metrics import precision_recall_fscore_support
-
     if task == "multilabel":
-        truth, predicted = labels.astype(int), (logits > 0).astype(int)
+        truth, guesses = labels.astype(bool), logits > 0
+        right, rows, guessed = (truth & guesses).sum(0), truth.sum(0), guesses.sum(0)
     else:
-        truth, predicted = labels, logits.argmax(axis=1)
-    columns = precision_recall_fscore_support(truth, predicted, labels=range(logits.shape[1]), zero_division=0)
+        table = _confusion(logits, labels)
+        right, rows, guessed = table.diagonal(), table.sum(1), table.sum(0)
+    columns = right / np.maximum(guessed, 1), right / np.maximum(rows, 1), 2 * right / np.maximum(rows + guessed, 1)
     return [
-        {"label": name, "rows": int(rows), "precision": float(precision), "recall": float(recall), "f1": float(f1)}
-        for name, precision, recall, f1, rows in zip(label_names, *columns, strict=True)
+        {"label": name, "rows": int(count), "precision": float(precision), "recall": float(recall), "f1": float(f1)}
+        for name, precision, recall, f1, count in zip(label_names, *columns, rows, strict=True)
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import numpy as np
 import torch
 
@@ -10,7 +12,7 @@ from finetune.data.encoding.batches import Collator, to_device
 from finetune.data.targets import balanced_weights, target_units
 from finetune.freezing import AuditReport, FreezePlan, audit_loss
 from finetune.freezing.prepare import checkpoint_layers, prepare_backbone
-from finetune.models import LayerStack
+from finetune.models import Backbone, LayerStack
 from finetune.models.head import Classifier, Head
 from finetune.models.poolers import pooling_of
 from finetune.models.tokenizers import embedding_count, require_known
@@ -26,13 +28,15 @@ AUDIT_ROWS = 4
 # With what trains, this decides where a backward pass goes. Not the seed, not the rates.
 AUDITED_BY = ("strategy", "freeze_depth", "pooling", "head_size", "reinit_layers", "gradient_checkpointing",
               "mixed_precision", "max_length", "attn_implementation")
+MOST_IDLE = 4  # classifiers that wait for their next head
+_idle: dict[Hashable, tuple[Backbone, Classifier, LayerStack]] = {}
 _encodings_memo, _audits_memo = Memo(12), Memo(32)
 
 
 def build_trainer(run: TrialRun) -> Trainer:
     """The model and its training, before the first step; on the accelerator's device."""
     resolved, config, accelerator = run.resolved, run.resolved.config, run.accelerator
-    classifier, stack = build_classifier(resolved)
+    classifier, stack = _recycled(resolved, accelerator.device) or build_classifier(resolved)
     resolved.backbone.move(classifier, accelerator.device)
     prefix = PrefixReuse(classifier, stack, resolved.prefix, list(run.splits.values()), accelerator.autocast,
                          enabled=config.prefix_cache, recomputes=config.gradient_checkpointing,
@@ -47,16 +51,50 @@ def _class_weights(resolved: ResolvedTrial, device: torch.device) -> torch.Tenso
     return torch.tensor(balanced_weights(resolved.data), dtype=torch.float32, device=device)
 
 
+def recycle(run: TrialRun) -> None:
+    """Lay the classifier of a finished trial aside where only its head has trained, in a stack: its backbone is as it
+    was loaded, and has just been found so (audit.py). The next head needs no copy of it."""
+    trainer = run.trainer
+    if trainer.stacked is None:
+        return
+    run.accelerator.unwrap_model(trainer.classifier, keep_fp32_wrapper=False)
+    _idle[_kind(run.resolved, run.accelerator.device)] = run.resolved.backbone, trainer.classifier, trainer.stack
+    while len(_idle) > MOST_IDLE:
+        del _idle[next(iter(_idle))]
+
+
+def _recycled(resolved: ResolvedTrial, device: torch.device) -> tuple[Classifier, LayerStack] | None:
+    """A classifier that was laid aside, with the trial's own fresh head."""
+    backbone, classifier, stack = _idle.pop(_kind(resolved, device), (None, None, None))
+    if backbone is not resolved.backbone:  # none is there, or its files have been read anew
+        return None
+    classifier.head.load_state_dict(fresh_head(resolved).state_dict())
+    classifier.head.dropout.p = resolved.config.head_dropout
+    return classifier, stack
+
+
+def _kind(resolved: ResolvedTrial, device: torch.device) -> Hashable:
+    """Classifiers of one kind differ in their weights alone. Of heads only: whatever else trains has another plan."""
+    config = resolved.config
+    return (resolved.backbone.digest, resolved.strategy.canonical, config.pooling, config.head_size,
+            config.reinit_layers, config.gradient_checkpointing, config.frozen_dropout, resolved.data.task,
+            resolved.data.num_outputs, target_units(resolved.data), device)
+
+
+def fresh_head(resolved: ResolvedTrial) -> Head:
+    config = resolved.config
+    generator = torch.Generator().manual_seed(stream_seed(config.seed, "head"))
+    return Head(resolved.backbone.width, config.head_size, resolved.data.num_outputs, config.head_dropout, generator,
+                target_units(resolved.data))
+
+
 def build_classifier(resolved: ResolvedTrial) -> tuple[Classifier, LayerStack]:
     """A fresh backbone, changed as the configuration asks, with its head; and its parts, bound to it."""
     config = resolved.config
     stack = prepare_backbone(resolved.backbone, config, resolved.strategy)
-    generator = torch.Generator().manual_seed(stream_seed(config.seed, "head"))
-    head = Head(stack.width, config.head_size, resolved.data.num_outputs, config.head_dropout, generator,
-                target_units(resolved.data))
     if config.gradient_checkpointing:
         checkpoint_layers(stack.model)
-    classifier = Classifier(stack.model, head, pooling_of(config.pooling, stack, resolved.data.task))
+    classifier = Classifier(stack.model, fresh_head(resolved), pooling_of(config.pooling, stack, resolved.data.task))
     if not config.gradient_checkpointing:  # there layers run again, when nobody says which token is read
         classifier.read_one_token(resolved.backbone)
     return classifier, stack.bind(classifier)

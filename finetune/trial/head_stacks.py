@@ -41,7 +41,7 @@ def configure(knobs: Sequence[Mapping[str, Any]]) -> None:
 def head_from_stack(run: TrialRun) -> TrainedHead | None:
     """The trial's head, trained; None where it trains like any other trial."""
     config = run.resolved.config
-    if not _can_stack(run):
+    if run.trainer.step or not _can_stack(run):  # a checkpoint says how it began
         return None
     common = _common(run)
     if common.slots < 2:

@@ -20,7 +20,7 @@ from finetune.training.processes import is_main_process
 from finetune.training.random_state import own_randomness
 from finetune.training.stopwatch import Stopwatch
 from finetune.trial.attempts import attempts
-from finetune.trial.build import audited, build_trainer, encode_splits
+from finetune.trial.build import audited, build_trainer, encode_splits, recycle
 from finetune.trial.checkpoints import keep_for_later, resume, save_checkpoint, save_unless_over
 from finetune.trial.environment import make_accelerator
 from finetune.trial.events import Observer
@@ -54,7 +54,9 @@ def _attempt(observer: Observer, output_dir: Path | str | None, config: TrialCon
     run = TrialRun(resolved, accelerator, observer, output_dir)
     with own_randomness(config.seed):
         try:
-            return _train_and_test(run, started)
+            outcome = _train_and_test(run, started)
+            recycle(run)
+            return outcome
         except (TrialFailed, RuntimeError, MemoryError) as error:
             return failed_outcome(run, error)
         finally:
@@ -96,8 +98,7 @@ def _train(run: TrialRun) -> str:
     """Every epoch that is left, the best one kept; returns whether the trial is complete or was pruned."""
     trainer, state = run.trainer, run.state
     try:
-        if not state.history and not trainer.step:
-            trainer.stacked = head_from_stack(run)
+        trainer.stacked = head_from_stack(run)
         for epoch in range(len(state.history) + 1, run.resolved.config.num_train_epochs + 1):
             entry, logits = _epoch(run, epoch)
             trainer.end_epoch()

@@ -13,7 +13,7 @@ from finetune.errors import Interrupted
 from finetune.training import head_stack as module
 from finetune.training import signals
 from finetune.training.head_stack import Common, common_width
-from finetune.trial import head_stacks, run_trial
+from finetune.trial import build, head_stacks, run_trial
 from finetune.trial.events import Observer
 
 LAYERS = 4
@@ -105,6 +105,19 @@ def test_neighbours_change_no_bit(trial, tiny_bert_dir):
     assert_same(trial(**others[0]), second)
 
 
+@pytest.mark.parametrize("changes", [{}, {"mixed_precision": "bf16", "head_size": 20}, {"pooling": "cls"}], ids=str)
+def test_the_next_head_takes_over_the_backbone(trial, changes):
+    build._idle.clear()
+    first = trial(**changes, seed=2, head_dropout=0.2)
+    assert len(build._idle) == 1
+    (_, classifier, _), = build._idle.values()
+    trial(**changes, seed=3, head_dropout=0.4)
+    assert next(iter(build._idle.values()))[1] is classifier and len(build._idle) == 1
+    assert_same(trial(**changes, seed=2, head_dropout=0.2), first)
+    trial(**changes, seed=2, freeze_depth=LAYERS - 1)
+    assert next(iter(build._idle.values()))[1] is classifier, "that one trains more than a head: it has its own copy"
+
+
 def test_a_head_that_diverges_leaves_its_neighbours_alone(tiny_bert_dir, trial, monkeypatch):
     alone = trial(seed=2)
     original = head_stacks._member
@@ -164,7 +177,7 @@ def test_masks_are_drawn_in_pieces_without_a_seam(trial, monkeypatch):
     assert stack.mask_steps == 1
 
 
-def test_a_stopped_head_leaves_no_checkpoint_and_starts_again(trial, tmp_path, monkeypatch):
+def test_a_head_that_is_stopped_in_its_stack_starts_again(trial, tmp_path, monkeypatch):
     expected = trial(head_dropout=0.3)
     calls = iter([None, None])
 
@@ -176,8 +189,10 @@ def test_a_stopped_head_leaves_no_checkpoint_and_starts_again(trial, tmp_path, m
         patched.setattr(signals, "check", check)
         with pytest.raises(Interrupted):
             trial(head_dropout=0.3, output_dir=tmp_path / "out")
-    assert not list((tmp_path / "out").rglob("*.safetensors"))
-    assert_same(trial(head_dropout=0.3, output_dir=None), expected)
+    assert not head_stacks._trained
+    again = trial(head_dropout=0.3, output_dir=tmp_path / "out")
+    assert_same(again, expected)
+    assert [entry["step"] for entry in again.record.resumes] == [0]
 
 
 def test_out_of_memory_falls_back_to_training_alone(trial, monkeypatch):
