@@ -251,7 +251,7 @@ def workers(bench: Bench) -> None:
 def ladder(bench: Bench) -> None:
     """One part taken away at a time, one worker."""
     values = {"freeze_depth": [0, 6, 12], "seed": [1, 2]}
-    for part in ("", "graphs", "resident", "buckets", "reuse"):
+    for part in ("", "graphs", "resident", "buckets", "stack", "reuse"):
         if bench.left() > AT_LEAST_SECONDS:
             name = part or "nothing"
             bench.keep(f"without {name}", sweep(bench, f"without-{name}", values, without=name))

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from finetune.config import TrialConfig
 from finetune.errors import Interrupted
@@ -18,6 +19,14 @@ from finetune.trial.events import Observer
 
 LAYERS = 4
 SECONDS = {"train_seconds", "evaluation_seconds", "step_seconds", "peak_memory_bytes"}
+
+
+@pytest.fixture(autouse=True)
+def on_this_machines_device():
+    """Accelerate keeps the first device of a process: another test's may have been another one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
@@ -64,13 +73,14 @@ def test_a_stacked_head_trains_as_it_would_alone(trial, changes):
     found, expected = trial(**changes), trial(stacked=False, **changes)
     assert found.record.prefix["head_slots"] == 64 and "head_slots" not in expected.record.prefix
     assert found.record.trial_id == expected.record.trial_id
-    close = 0.02 if "mixed_precision" in changes else 1e-5
+    close = 0.02 if "mixed_precision" in changes else 1e-4 if torch.cuda.is_available() else 1e-5
     for ours, theirs in zip(found.record.history, expected.record.history, strict=True):
         assert ours["train"]["loss"] == pytest.approx(theirs["train"]["loss"], abs=close)
         assert ours["train"]["learning_rate"] == pytest.approx(theirs["train"]["learning_rate"], rel=1e-6)
         assert ours["train"]["padding_share"] == theirs["train"]["padding_share"]
     if "mixed_precision" not in changes:
-        np.testing.assert_allclose(found.predictions["test_logits"], expected.predictions["test_logits"], atol=1e-4)
+        np.testing.assert_allclose(found.predictions["test_logits"], expected.predictions["test_logits"],
+                                   atol=1e-3 if torch.cuda.is_available() else 1e-4)
 
 
 @pytest.mark.parametrize("task", ["regression", "multilabel"])
