@@ -126,6 +126,11 @@ class HeadStack:
         self.recorder = recorder or EagerTwin()
         self.weights = self._stacked_weights()
         self.moments = [(torch.zeros_like(weight), torch.zeros_like(weight)) for weight in self.weights]
+        # Before anything is recorded: nothing may come from the host in between.
+        self._decay = self._per_slot([member.weight_decay for member in members])
+        self._kept_scale = self._per_slot([1 / (1 - member.dropout) if member.dropout < 1 else 0.0
+                                           for member in members])
+        self._rates = self._scheduled_rates()
         self.step = 0
         self._replay: Callable[[], None] | None = None
 
@@ -302,16 +307,7 @@ class HeadStack:
         padded = [*values, *[values[-1]] * (self.common.slots - len(values))]
         return torch.tensor(padded, dtype=torch.float32, device=self.device).view(-1, 1, 1)
 
-    @cached_property
-    def _decay(self) -> Tensor:
-        return self._per_slot([member.weight_decay for member in self.members])
-
-    @cached_property
-    def _kept_scale(self) -> Tensor:
-        return self._per_slot([1 / (1 - member.dropout) if member.dropout < 1 else 0.0 for member in self.members])
-
-    @cached_property
-    def _rates(self) -> Tensor:
+    def _scheduled_rates(self) -> Tensor:
         """(steps, slots, 1, 1)"""
         total = self.common.total_steps
         factors = torch.tensor([shape(self.common.config, step, total) for step in range(total)], dtype=torch.float64)
