@@ -26,6 +26,9 @@ def keep(run: Path, kept: Path, leave_out: Sequence[str] = ()) -> int:
     records, and for a figure that no record has.
     """
     loaded = load_directory(run)
+    if not loaded.trials:
+        raise ConfigError([Problem("RUN", str(run), "it holds no record; allowed: the output directory of a sweep that "
+                                   "has finished at least one trial")])
     figures = {name for trial in loaded.trials for name in trial.record.cost}
     if unknown := [name for name in leave_out if name not in figures]:
         raise ConfigError([Problem("--leave_out", name, f"allowed: {', '.join(sorted(figures))}"
