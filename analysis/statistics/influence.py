@@ -74,7 +74,8 @@ def _f1(metric: str, said: np.ndarray, labels: np.ndarray, classes: int) -> Deri
     """F1 = 2·hits / (true + said) per class, all as shares of the rows: its derivative by a row of label t that was
     answered s is 2·[t = s = class] / both − F1·([t = class] + [s = class]) / both, with both = true + said."""
     hit = said == labels
-    hits, answered, true = _shares(said, hit, classes), _shares(said, None, classes), _shares(labels[None], None, classes)
+    hits, answered = _shares(said, hit, classes), _shares(said, None, classes)
+    true = _shares(labels[None], None, classes)
     both = answered + true
     by_class = _ratio(2 * hits, both)
     if metric == "f1_weighted":
