@@ -11,6 +11,7 @@ from scipy import special
 from analysis.simulate.planted import PLANTED, Planted
 from analysis.simulate.worlds import ACCURACY, SEEDS, World, error, header, percent, row, worlds
 from analysis.statistics import influence, stats
+from analysis.statistics.metrics import TAGGED
 from analysis.statistics.stats import Parts
 
 QUALITIES = (ACCURACY, ACCURACY - 0.02)  # of the two arms: chance to be right, correlation, recall
@@ -18,8 +19,8 @@ OF = ("difference", "level")  # of the arms; of the first
 
 
 class Held(NamedTuple):
-    """covered: share of 95% intervals that hold the truth. width: their mean over the width of an interval that knows
-    the true standard error. exceeded: share of one-sided 95% upper bounds below the truth."""
+    """covered: share of 95% intervals that hold the truth. width: their mean over the width of the ideal, which knows
+    the true standard error. exceeded: share of one-sided 95% upper bounds that lie below the truth."""
 
     covered: float
     width: float
@@ -55,19 +56,12 @@ def held(parts: Sequence[Parts], truth: float) -> Held:
 
 
 def metrics_table(repeats: int, rng: np.random.Generator) -> Iterator[str]:
-    """Both tables, each line as it is computed; the one of levels after the one of differences."""
-    names = [f"{'entity ' if one.task == 'token_classification' else ''}{metric}"
-             for one in PLANTED for metric in one.metrics]
-    columns = [f"{name}{about}" for name in names for about in ("", ", width")]
-    titles = {of: f"\n### Coverage of 95% intervals, metrics that are no means over rows, {of} "
-                  f"(%, ± {error(repeats):.1f}; width over the ideal's)\n" for of in OF}
-    yield from (titles["difference"], *header(*columns))
-    later = [titles["level"], *header(*columns)]
+    """A cell is the coverage, and in brackets the width over the ideal's."""
+    yield f"\n### Coverage of 95% intervals, metrics that are no means over rows (%, ± {error(repeats):.1f})\n"
+    yield from header("of", *(f"entity {metric}" if one.task == TAGGED else metric
+                              for one in PLANTED for metric in one.metrics))
     for world in worlds(SEEDS):
-        each = {(one.task, *key): value for one in PLANTED
-                for key, value in coverage(one, world, repeats, rng).items()}
-        lines = {of: row(world, *(cell for (*_, what), value in each.items() if what == of
-                                  for cell in (percent(value.covered), f"{value.width:.2f}"))) for of in OF}
-        yield lines["difference"]
-        later.append(lines["level"])
-    yield from later
+        found = [coverage(one, world, repeats, rng) for one in PLANTED]
+        for of in OF:
+            yield row(world, of, *(f"{percent(value.covered)} ({value.width:.2f})"
+                                   for each in found for (_, what), value in each.items() if what == of))
