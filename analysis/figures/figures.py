@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.figures import plots, plots_across, plots_cost, plots_detail, plots_tuning, svg
 from analysis.findings.across import Across
 from analysis.findings.curves import Curve, counted_at_baseline
+from analysis.findings.words import count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -61,9 +62,16 @@ def _across(general: Across | None) -> Iterator[Figure]:
         said = ("95% t-interval over them" if general.enough else "too few for anything general")
         yield draw("across-tasks", "across", f"Over {len(general.tasks)} {general.kind}s",
                    f"A thin line per {general.kind}; thick: their mean ({said}). Below: in how many the freeze is "
-                   f"shown safe by itself. Levels: {general.steps}.",
+                   f"shown safe by itself{_unjudged(general)}. Levels: {general.steps}.",
                    lambda axes: plots_across.draw_across(general, axes), figsize=(WIDE, 5.4), nrows=2, sharex=True,
                    gridspec_kw={"height_ratios": [3.4, 1]})
+
+
+def _unjudged(general: Across) -> str:
+    """What the numbers below the picture leave out."""
+    most = max((level.judged for level in general.levels), default=0)
+    left = len(general.tasks) - most
+    return f", of those that could be judged ({count(left, general.kind)} could not)" if most and left else ""
 
 
 def _main(curves: Sequence[Curve], margin: float) -> Iterator[Figure]:

@@ -117,6 +117,7 @@ def draw_panels(curves: Sequence[DepthCurve], axes: Iterable[Axes]) -> None:
     """One small picture per curve, where one for all could not be read; axes that are left over stay empty."""
     axes = list(axes)
     for curve, ax in zip(curves, axes, strict=False):
+        ax.margins(y=0.14)  # room for a note on the baseline
         draw_depth_curves([curve._replace(name="")], ax, legend=False)
         ax.set_title(svg.label(curve.name, 34), fontsize=9)
     for ax in axes[len(curves):]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = svg.COLOURS[:-1]  # thin yellow cannot be seen on white
+GREY = "#888888"
 MOST_NAMED = 2 * len(COLOURS)  # lines that are told apart by colour and mark
 
 
@@ -74,16 +75,19 @@ def draw_across(found: Across, axes: Sequence[Axes]) -> None:
 
 
 def _draw_tasks(found: Across, lines: Sequence[TaskLine], ax: Axes) -> None:
+    named = len(lines) <= MOST_NAMED
     for index, line in enumerate(lines):
-        named = len(lines) <= MOST_NAMED
-        colour = COLOURS[index % len(COLOURS)] if named else "#888888"
+        colour = COLOURS[index % len(COLOURS)] if named else GREY
+        marker = svg.MARKERS[index % len(svg.MARKERS)] if named else "o"
         places = [share or embeddings_place(found) for share in line.shares]
         ax.plot([0, *places], [0, *(100 * value for value in line.changes)], color=colour, linewidth=0.9,
-                alpha=0.75, zorder=2, linestyle="-" if index < len(COLOURS) else "--",
-                label=svg.label(line.name, 28) if named else None, marker=svg.MARKERS[index % len(svg.MARKERS)],
-                markersize=3)
+                alpha=0.75, zorder=2, linestyle="--" if named and index >= len(COLOURS) else "-",
+                label=_short(line.name, 28) if named else None, marker=marker, markersize=3)
+        if not named and index in (0, len(lines) - 1):
+            ax.annotate(_short(line.name, 26), (places[-1], 100 * line.changes[-1]), xytext=(6, 0), va="center",
+                        textcoords="offset points", fontsize=8, annotation_clip=False)
         for place, share, value in zip(places, line.shares, line.changes, strict=True):
-            mark, = ax.plot([place], [100 * value], svg.MARKERS[index % len(svg.MARKERS)], color=colour, markersize=4)
+            mark, = ax.plot([place], [100 * value], marker, color=colour, markersize=4)
             svg.hover(mark, f"{line.name}, {f'{share:.0%} of the layers' if share else 'embeddings only'}: "
                             f"{_signed(found, value)}")
 
@@ -103,9 +107,13 @@ def _draw_mean(found: Across, levels: Sequence[Level], places: Sequence[float], 
 
 
 def _draw_safe(found: Across, levels: Sequence[Level], places: Sequence[float], ax: Axes) -> None:
+    if not any(level.judged for level in levels):
+        ax.annotate(f"no {found.kind} could be judged by itself", (0.5, 0.5), xycoords="axes fraction", ha="center",
+                    va="center", fontsize=8.5)
     for place, level in zip(places, levels, strict=True):
-        if not level.judged:
+        if not level.judged and any(other.judged for other in levels):
             ax.annotate("?", (place, 0), ha="center", va="bottom", fontsize=8.5)
+        if not level.judged:
             continue
         share = 100 * level.safe / level.judged
         bar, = ax.bar([place], [share], width=_width(places), color=svg.SKY, linewidth=0)
@@ -127,6 +135,12 @@ def _tick(level: Level) -> str:
 def _width(places: Sequence[float]) -> float:
     ends = [0.0, *places]
     return 0.6 * min(b - a for a, b in zip(ends[:-1], ends[1:], strict=True))
+
+
+def _short(name: str, longest: int) -> str:
+    """Without its middle: names of one collection differ at their ends."""
+    half = (longest - 1) // 2
+    return svg.label(name if len(name) <= longest else f"{name[:half]}…{name[-half:]}", longest)
 
 
 def _signed(found: Across, change: float) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from analysis.findings.across import KEPT, Across, Level, Test
 from analysis.findings.words import margin_text, points
+from analysis.statistics.stats import VERDICT_SEEDS
 from analysis.statistics.tasks import FEWEST_TASKS
 
 
@@ -19,9 +20,9 @@ def headline(found: Across) -> str | None:
         return (f"On average {over}, no share of the layers is shown to lose at most "
                 f"{_allowed(found)}{_nearest(found)}.")
     level = _level(found, found.named)
-    return (f"On average {over}, freezing {of_level(level)} loses {amount(found, level.mean)} against full "
+    return (f"On average {over}, freezing {of_level(level)} {loses(found, level.mean)}{_of_what(found)} against full "
             f"fine-tuning, at most {number(found, max(level.at_most, 0.0))} (95% confidence, for "
-            f"{found.kind}s like these); {_safe_in(found, level)}.")
+            f"{found.kind}s like these); {_safe_in(found, level, 'by itself it is')}.")
 
 
 def details(found: Across) -> list[str]:
@@ -31,10 +32,16 @@ def details(found: Across) -> list[str]:
 
 
 def _general(found: Across) -> Iterator[str]:
-    if found.named is not None:
-        level = _level(found, found.named)
-        yield (f"Another such {found.kind} would by itself lose between {number(found, level.new_low)} and "
-               f"{number(found, level.new_high)} there (95%, if losses are normally distributed over {found.kind}s).")
+    level = _told(found)
+    if level is not None:
+        worst, best = (pick(level.losses, key=level.losses.__getitem__) for pick in (max, min))
+        yield (f"Of these, {best} does best there ({loses(found, level.losses[best])}), {worst} worst "
+               f"({loses(found, level.losses[worst])}).")
+        if found.named is None:
+            yield f"{_safe_in(found, level, 'By itself this freeze is')}."
+    if found.named is not None and level is not None:
+        yield (f"Another such {found.kind} would by itself {_between(found, level.new_low, level.new_high)} there "
+               f"(95%, if losses are normally distributed over {found.kind}s).")
     if len(found.tested) > 1:
         order = ", then ".join(_tested(found, test) for test in found.tested)
         yield (f"Tested over {found.kind}s in the order of a bisection, each at "
@@ -51,8 +58,10 @@ def _too_few(found: Across) -> Iterator[str]:
            f"{found.kind}s.")
     levels = [level for level in found.levels if level.share is not None]
     if shown := levels[::-max(len(levels) // 3, 1)][:3][::-1]:
-        each = ", ".join(f"{number(found, level.mean)} ({of_level(level)})" for level in shown)
-        yield f"On average over just these, freezing loses {each}."
+        each = [f"{loses(found, level.mean)} ({of_level(level)})" for level in shown]
+        told = [text.removeprefix("loses ") if text.split()[0] == before.split()[0] == "loses" else text
+                for before, text in zip(["-", *each], each, strict=False)]
+        yield f"On average over just these, freezing {', '.join(told)}."
 
 
 def _premises(found: Across) -> Iterator[str]:
@@ -61,8 +70,8 @@ def _premises(found: Across) -> Iterator[str]:
                "baseline in each.")
     if found.averaged:
         yield (f"Counted once: {'; '.join(f'{task} ({_names(names)})' for task, names in found.averaged.items())}.")
-    for curve, reason in found.left_out.items():
-        yield f"Left out: {curve} ({reason})."
+    if found.left_out:
+        yield f"Left out: {'; '.join(f'{curve} ({reason})' for curve, reason in found.left_out.items())}."
     if found.in_doubt:
         yield f"Full fine-tuning is in doubt as a reference in {', '.join(found.in_doubt)}."
 
@@ -72,19 +81,26 @@ def _names(names: list[str]) -> str:
 
 
 def _nearest(found: Across) -> str:
-    level = next((level for level in found.levels if level.share is not None), None)
+    level = _told(found)
     if level is None:
         return ""
-    return (f": freezing {of_level(level)} loses {amount(found, level.mean)}, at most "
-            f"{number(found, level.at_most)} (95% confidence)")
+    bound = "" if math.isnan(level.at_most) else f", at most {number(found, level.at_most)} (95% confidence)"
+    return f": freezing {of_level(level)} {loses(found, level.mean)}{_of_what(found)}{bound}"
 
 
-def _safe_in(found: Across, level: Level) -> str:
+def _safe_in(found: Across, level: Level, subject: str) -> str:
     at = f"at a margin of {margin_text(found.margin)}" if found.unit == "points" else f"to keep {KEPT:.0%} of the gain"
     if not level.judged:
-        return f"no single {found.kind} could be judged {at}"
+        return f"{subject} judged in no {found.kind}, which takes {VERDICT_SEEDS} seeds and none lost"
     rest = "" if level.judged == len(level.losses) else f" that could be judged, of {len(level.losses)}"
-    return f"by itself it is shown safe {at} in {level.safe} of {level.judged}{rest}"
+    return f"{subject} shown safe {at} in {level.safe} of {level.judged}{rest}"
+
+
+def _told(found: Across) -> Level | None:
+    """The level that the answer speaks about: the named one, else the shallowest."""
+    if found.named is not None:
+        return _level(found, found.named)
+    return next((level for level in found.levels if level.share is not None), None)
 
 
 def _level(found: Across, label: str) -> Level:
@@ -110,6 +126,19 @@ def number(found: Across, value: float) -> str:
     return f"{points(value)} points" if found.unit == "points" else f"{points(value)}% of the gain"
 
 
-def amount(found: Across, value: float) -> str:
-    """'0.4 points of accuracy', '3.1% of the gain over the baseline'."""
-    return f"{number(found, value)}{f' of {found.metric}' if found.unit == 'points' else ' over the baseline'}"
+def loses(found: Across, loss: float) -> str:
+    """'loses 0.4 points'; of a negative loss 'adds 0.4 points'."""
+    verb, size = ("adds", -loss) if points(loss).startswith("−") else ("loses", loss)
+    return f"{verb} {number(found, size)}"
+
+
+def _of_what(found: Across) -> str:
+    return f" of {found.metric}" if found.unit == "points" else " over the baseline"
+
+
+def _between(found: Across, low: float, high: float) -> str:
+    """'lose between 0.1 points and 2.0 points', 'add up to 0.4 points or lose up to 2.0 points'."""
+    if low < 0 < high:
+        return f"add up to {number(found, -low)} or lose up to {number(found, high)}"
+    verb, ends = ("lose", (low, high)) if low >= 0 else ("add", (-high, -low))
+    return f"{verb} between {number(found, ends[0])} and {number(found, ends[1])}"

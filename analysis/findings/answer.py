@@ -62,7 +62,8 @@ def _which(names: list[str], curves: Sequence[Curve]) -> str:
 
 def _deepest(curve: Curve, margin: float) -> str:
     if (reason := verdict.blocked(curve, margin)) is not None:
-        return f"no verdict, {reason}"
+        # What would be a better margin stands among the warnings.
+        return f"no verdict, {reason if verdict.blocked(curve) else reason.split(' (')[0]}"
     depth = verdict.deepest_safe(curve, margin).freeze_depth
     return "none is shown" if depth is None else Arm("", depth).name
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -29,14 +30,12 @@ def all_warnings(loaded: Loaded, curves: Sequence[Curve], margins: Sequence[floa
     """Every warning, the gravest kinds first, each once."""
     found = [Warning("damaged-record", text) for text in loaded.problems]
     found += [Warning("unfinished", text) for text in unfinished(loaded)]
-    for kind, check in CHECKS:
+    for kind, check in [*CHECKS, *((kind, partial(check, margins=margins)) for kind, check in MARGIN_CHECKS)]:
         where: dict[str, list[str]] = defaultdict(list)
         for curve in curves:
             for text in check(curve):
                 where[text].append(curve.name)
         found += [Warning(kind, _located(text, found_at, len(curves))) for text, found_at in where.items()]
-    found += [Warning("vacuous-margin", text) for curve in curves for text in margin_is_vacuous(curve, margins)]
-    found += [Warning("margin", text) for curve in curves for text in margin_changed(curve, margins)]
     return list(dict.fromkeys(found))
 
 
@@ -184,4 +183,8 @@ CHECKS: list[tuple[str, Callable[[Curve], Iterator[str]]]] = [
     ("outside-plan", outside_plan), ("repeated-trials", repeated_trials), ("mixed-devices", mixed_devices),
     ("mixed-circumstances", premises.mixed_circumstances),
     ("halved-batches", halved_batches),
+]
+
+MARGIN_CHECKS: list[tuple[str, Callable[..., Iterator[str]]]] = [  # with the margins that are asked about
+    ("vacuous-margin", margin_is_vacuous), ("margin", margin_changed),
 ]

@@ -110,6 +110,9 @@ def _thousands(value: int | None) -> str:
 
 
 def _each(value: Any, shown: Any = str) -> str:
+    if isinstance(value, list) and all(isinstance(v, int) for v in value):
+        value = [min(value), max(value)]
+        return " to ".join(dict.fromkeys(str(shown(v)) for v in value))
     return " / ".join(dict.fromkeys(str(shown(v)) for v in value)) if isinstance(value, list) else str(shown(value))
 
 

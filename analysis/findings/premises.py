@@ -200,7 +200,7 @@ def vacuous_margin(curve: Curve, margin: float) -> str | None:
     if margin < VACUOUS_SHARE * gain:
         return None
     if gain <= 0:
-        return (f"full fine-tuning does not beat the baseline in {curve.metric} (it gains {points(gain)} points), so "
+        return (f"full fine-tuning does not beat the baseline in {curve.metric} ({points(-gain)} points below it), so "
                 f"that there is nothing that freezing could lose{_other_metric(curve)}")
     return (f"a margin of {margin_text(margin)} is not clearly below what full fine-tuning gains over the baseline "
             f"({points(gain)} points of {curve.metric}): an answer that never reads the text would nearly pass"

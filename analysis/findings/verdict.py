@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.findings import looks, premises
 from analysis.findings.curves import Curve, Measured, Point, difference
-from analysis.findings.words import points
+from analysis.findings.words import loses, points
 from analysis.load.records import Arm
 from analysis.statistics import bisection, power, stats
 from analysis.statistics.stats import Parts
@@ -198,8 +198,9 @@ def _candidates(curve: Curve) -> Sequence[Point | None]:
 def _why_not(curve: Curve, point: Point, bound: float, confidence: float, margin: float) -> str:
     """Why a depth that was tested is not shown safe, and what would decide it."""
     assert point.loss is not None
-    text = (f"{point.arm.name} is not shown safe: it loses {points(point.loss.estimate)} points, "
-            f"at most {points(bound)} at the verdict's own level of {100 * confidence:.1f}% per test")
+    most = "at most" if point.loss.estimate >= 0 else "yet may lose up to"
+    text = (f"{point.arm.name} is not shown safe: it {loses(point.loss.estimate)}, "
+            f"{most} {points(bound)} at the verdict's own level of {100 * confidence:.1f}% per test")
     least = curve.lower(point.loss, confidence)
     if least > margin:
         return f"{text} and at least {points(least)}: it is too deep"

@@ -23,9 +23,14 @@ def seeds(which: Sequence[int]) -> str:
 
 
 def points(fraction: float) -> str:
-    """A difference in percentage points with one decimal; never '-0.0'."""
+    """A difference in percentage points with one decimal; a true minus, never '−0.0'."""
     rounded = round(100 * fraction, 1) + 0.0
-    return f"{rounded:.1f}"
+    return f"{rounded:.1f}".replace("-", "−")
+
+
+def loses(loss: float) -> str:
+    """'loses 0.4 points'; of a negative loss 'gains 0.4 points'."""
+    return f"gains {points(-loss)} points" if points(loss).startswith("−") else f"loses {points(loss)} points"
 
 
 def signed(fraction: float) -> str:

@@ -59,10 +59,10 @@ def across_tables(summary: dict[str, Any]) -> list[Table]:
     rows = [[Cell(e["label"], e["share"]), Cell(_range(e["frozen"])), plain(len(e["losses"])),
              *(_loss(e[k]) for k in ("mean", "low", "high", "at_most", "new_low", "new_high")),
              _of(e["safe"], e["judged"]), _share(e["safe_low"]), _share(e["safe_high"])] for e in found["levels"]]
-    note = (f"Mean over {kind}s with its 95% t-interval and one-sided 95% bound; “another” is where another {kind}'s "
-            f"own loss would lie (95%); “safe in” counts the {kind}s that show it by themselves. "
-            f"Levels: {found['steps']}. "
-            + ("" if found["general"] else f"With fewer than five {kind}s nothing general follows."))
+    over = (f"Mean over {kind}s with its 95% t-interval and one-sided 95% bound; “another” is where another {kind}'s "
+            "own loss would lie (95%)") if found["general"] else (
+            f"Mean over just these {kind}s: with fewer than five nothing general follows")
+    note = f"{over}; “safe in” counts the {kind}s that show it by themselves. Levels: {found['steps']}."
     columns = ["frozen", "really frozen", f"{kind}s", f"loses ({unit})", "95% low", "95% high", "at most",
                "another low", "another high", "safe in", "share low", "share high"]
     each = [[Cell(task), *(_loss(e["losses"].get(task)) for e in found["levels"])] for task in found["tasks"]]
@@ -89,6 +89,19 @@ def _share(value: float | None) -> Cell:
 def metric_of(summary: dict[str, Any]) -> str:
     metric = summary["metric"]
     return metric if isinstance(metric, str) else " / ".join(dict.fromkeys(metric))
+
+
+def _metric_column(summary: dict[str, Any]) -> list[str]:
+    """The name of the column of levels, where curves differ in the metric after one that says which it is."""
+    metric = summary["metric"]
+    if isinstance(metric, list):
+        return ["metric", "test result"]
+    return [f"{metric} (%)" if metric in FRACTIONS else metric]
+
+
+def _metric_cell(summary: dict[str, Any], entry: dict[str, Any]) -> list[Cell]:
+    metric = summary["metric"]
+    return [Cell(metric[summary["curves"].index(entry["curve"])])] if isinstance(metric, list) else []
 
 
 def level(summary: dict[str, Any], value: float | None) -> Cell:
@@ -139,15 +152,15 @@ def _curve_cell(entry: dict[str, Any]) -> list[Cell]:
 
 def curve_table(summary: dict[str, Any], curves: Sequence[Curve]) -> Table:
     knobs = [name for name in TUNED_KNOBS if any(name in curve.protocol.group.tuned for curve in curves)]
-    unit = " (%)" if metric_of(summary) in FRACTIONS else ""
     by_strategy, order = any(curve.by_strategy for curve in curves), _order(curves)
     word = "strategy" if by_strategy else "depth"
-    columns = [*_curve_column(summary), "strategy" if by_strategy else "frozen", f"{metric_of(summary)}{unit}",
+    columns = [*_curve_column(summary), "strategy" if by_strategy else "frozen", *_metric_column(summary),
                "95% low", "95% high", "seeds",
                "loses (points)", "at most", *knobs, "trainable (M)", "training (s)", "alone (s)", "memory (GB)"]
     seconds = scaled(1, 1)
     rows = [[
-        *_curve_cell(e), arm_cell(e, by_strategy), *(level(summary, e[k]) for k in ("estimate", "low", "high")),
+        *_curve_cell(e), arm_cell(e, by_strategy), *_metric_cell(summary, e),
+        *(level(summary, e[k]) for k in ("estimate", "low", "high")),
         Cell(str(len(e["values"])), len(e["values"])), _loss(e["loss"]), _loss(e["loss_at_most"]),
         *(plain(e.get(k)) for k in knobs), scaled(1e6, 2)(e["trainable_parameters"]),
         seconds(e["train_seconds"]), seconds(e["alone_seconds"]), scaled(1e9, 2)(e["peak_memory_bytes"]),
@@ -164,7 +177,7 @@ def _order(curves: Sequence[Curve]) -> dict[tuple[str, str], int]:
 
 
 def _loss(value: float | None) -> Cell:
-    return Cell(DASH) if value is None else Cell(points(value).replace("-", "−"), value)
+    return Cell(DASH) if value is None else Cell(points(value), value)
 
 
 def verdict_table(summary: dict[str, Any]) -> Table:
@@ -229,10 +242,11 @@ def cost_table(summary: dict[str, Any]) -> Table:
 
 
 def pessimistic_table(summary: dict[str, Any]) -> Table:
-    rows = [[*_curve_cell(e), arm_cell(e), *(level(summary, e[k]) for k in ("estimate", "low", "high"))]
+    rows = [[*_curve_cell(e), arm_cell(e), *_metric_cell(summary, e),
+             *(level(summary, e[k]) for k in ("estimate", "low", "high"))]
             for e in summary["lost_seeds_at_baseline"]]
     return Table("lost-seeds", "Lost seeds counted at the baseline", "Seeds that failed, were pruned or never ran.",
-                 [*_curve_column(summary), "frozen", metric_of(summary), "95% low", "95% high"], rows)
+                 [*_curve_column(summary), "frozen", *_metric_column(summary), "95% low", "95% high"], rows)
 
 
 def correlation_table(summary: dict[str, Any]) -> Table:

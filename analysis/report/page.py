@@ -14,6 +14,7 @@ from analysis.findings.curves import Curve
 from analysis.findings.methods import methods_paragraph, notes, scope
 from analysis.report.content import Table, make_tables, metric_of
 
+MOST_NAMED = 3  # sweeps, models or data sets in the title
 _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
           "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--", "<": "$<$",
           ">": "$>$", "×": r"$\times$"}
@@ -69,8 +70,11 @@ def render_latex(table: Table) -> str:
 
 
 def title(summary: dict[str, Any]) -> str:
-    def shown(value: Any) -> str:
-        return ", ".join(dict.fromkeys(map(str, value))) if isinstance(value, list) else str(value)
+    """'SWEEP: MODEL on DATA'; many names are counted, and sweeps that are named as their data sets need no name."""
+    def shown(value: Any, noun: str) -> str:
+        each = list(dict.fromkeys(map(str, value))) if isinstance(value, list) else [str(value)]
+        return ", ".join(each) if len(each) <= MOST_NAMED else f"{len(each)} {noun}s"
 
-    sweep = f"{shown(summary['sweep'])}: " if summary["sweep"] else ""
-    return f"{sweep}{shown(summary['model'])} on {shown(summary['dataset'])}"
+    same = summary["sweep"] == summary["dataset"] and isinstance(summary["sweep"], list)
+    sweep = f"{shown(summary['sweep'], 'sweep')}: " if summary["sweep"] and not same else ""
+    return f"{sweep}{shown(summary['model'], 'model')} on {shown(summary['dataset'], 'data set')}"

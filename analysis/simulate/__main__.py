@@ -8,11 +8,12 @@ import time
 
 import numpy as np
 
-from analysis.simulate import adaptive, coverage, tuning, verdicts
+from analysis.simulate import adaptive, coverage, metrics, narrowest, tuning, verdicts
 
 TABLES = {"difference": coverage.difference_table, "level": coverage.level_table, "verdict": verdicts.verdict_table,
           "bisection": verdicts.bisection_table, "adaptive": adaptive.adaptive_table,
-          "halving": tuning.halving_table, "f1": coverage.f1_table}
+          "halving": tuning.halving_table, "metrics": metrics.metrics_table,
+          "narrowest": narrowest.narrowest_table}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""How often 95% intervals hold the truth."""
+"""How often 95% intervals of an accuracy hold the truth."""
 
 from __future__ import annotations
 
@@ -7,22 +7,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
 from scipy import stats as distributions
 
-from analysis.simulate.worlds import (
-    ACCURACY,
-    MAJORITY,
-    SEEDS,
-    World,
-    draw,
-    error,
-    header,
-    percent,
-    row,
-    worlds,
-)
-from analysis.statistics import influence, stats
+from analysis.simulate.worlds import ACCURACY, SEEDS, World, draw, error, header, percent, row, worlds
+from analysis.statistics import stats
 
 BOOTSTRAP_DRAWS = 200
 
@@ -75,34 +63,6 @@ def satterthwaite(d: np.ndarray) -> float:
     return float(distributions.t.ppf(0.975, max(degrees, 1.0)) * math.sqrt(total))
 
 
-def f1_coverage(world: World, repeats: int, rng: np.random.Generator, *, of: str = "difference") -> Coverage:
-    """The same for macro-F1, which is no mean over rows."""
-    truth = 0.0 if of == "difference" else expected_f1(world)
-    hits, widths = [], []
-    for _ in range(repeats):
-        correct, labels = draw(world, [ACCURACY] * (2 if of == "difference" else 1), rng)
-        answers = np.eye(2)[np.where(correct, labels, 1 - labels)]
-        scores = [influence.row_values("f1_macro", "classification", arm, labels) for arm in answers]
-        parts = stats.split_parts(scores[0] - scores[1] if of == "difference" else scores[0])
-        hits.append(abs(parts.estimate - truth) <= stats.half_width(parts, 0.975))
-        widths.append(stats.half_width(parts, 0.975))
-    return Coverage(float(np.mean(hits)), math.nan, {}, repeats)
-
-
-def expected_f1(world: World, nodes: int = 64) -> float:
-    """macro-F1 on endless rows, in expectation over seeds (Gauss-Hermite over the seed's luck)."""
-    at, weight = np.polynomial.hermite_e.hermegauss(nodes)
-    right = special.ndtr(world.level(ACCURACY) + world.tau * at)
-
-    def macro(hit: np.ndarray) -> np.ndarray:
-        shares = np.array([MAJORITY, 1 - MAJORITY])
-        true, wrong = shares[:, None] * hit, shares[::-1, None] * (1 - hit)
-        return (2 * true / (shares[:, None] + true + wrong)).mean(axis=0)
-
-    learnt = float(weight @ macro(right) / weight.sum())
-    return (1 - world.collapse) * learnt + world.collapse * (2 * MAJORITY / (1 + MAJORITY)) / 2
-
-
 def difference_table(repeats: int, rng: np.random.Generator) -> Iterator[str]:
     return _coverage_table("difference", repeats, rng, cross_checks=repeats // 10)
 
@@ -120,10 +80,3 @@ def _coverage_table(of: str, repeats: int, rng: np.random.Generator, cross_check
         found = accuracy_coverage(world, repeats, rng, of=of, cross_checks=cross_checks)
         yield row(world, percent(found.split_t), f"{found.width_ratio:.2f}", *map(percent, found.others.values()))
 
-
-def f1_table(repeats: int, rng: np.random.Generator) -> Iterator[str]:
-    yield f"\n### Coverage of 95% intervals, macro-F1 (%, ± {error(repeats):.1f})\n"
-    yield from header("difference", "level")
-    for world in worlds(SEEDS):
-        found = [f1_coverage(world, repeats, rng, of=of) for of in ("difference", "level")]
-        yield row(world, *(percent(coverage.split_t) for coverage in found))

@@ -33,6 +33,7 @@ class World(NamedTuple):
     seed_sd: float
     collapse: float = 0.0  # probability that a seed collapses
     rows: int = ROWS
+    majority: float = MAJORITY
 
     @property
     def tau(self) -> float:
@@ -44,21 +45,46 @@ class World(NamedTuple):
         return float(special.ndtri(accuracy)) * math.sqrt(1 + self.tau**2)
 
     def expected_accuracy(self, accuracy: float) -> float:
-        return (1 - self.collapse) * accuracy + self.collapse * MAJORITY
+        return (1 - self.collapse) * accuracy + self.collapse * self.majority
 
 
 def draw(world: World, accuracies: Sequence[float], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """(correct (arms, seeds, rows) of booleans, labels (rows,)): one simulated experiment."""
-    arms, seeds, rows = len(accuracies), world.n_seeds, world.rows
-    labels = (rng.random(rows) >= MAJORITY).astype(np.int64)
-    common, own = rng.standard_normal(seeds), rng.standard_normal((arms, seeds))
-    luck = world.tau * (math.sqrt(SEED_SHARED) * common + math.sqrt(1 - SEED_SHARED) * own)
-    latent = rng.standard_normal((arms, seeds, rows), dtype=np.float32) * np.float32(CHANCE)
-    latent += (SHARED * rng.standard_normal(rows) + OWN * rng.standard_normal((arms, 1, rows))).astype(np.float32)
-    latent += (np.array([world.level(accuracy) for accuracy in accuracies])[:, None] + luck)[..., None]
-    correct = latent > 0
-    correct[rng.random((arms, seeds)) < world.collapse] = labels == 0
+    arms = len(accuracies)
+    labels = (rng.random(world.rows) >= world.majority).astype(np.int64)
+    correct = right(world, accuracies, rng)
+    correct[collapsed(world, arms, rng)] = labels == 0
     return correct, labels
+
+
+def right(world: World, accuracies: Sequence[float], rng: np.random.Generator, slots: int | None = None) -> np.ndarray:
+    """(arms, seeds, rows) of booleans, as if no seed collapsed; with slots, so many questions per row that share its
+    ease: (arms, seeds, rows, slots)."""
+    of_seed = luck(world, len(accuracies), rng)
+    latent = noise(world, len(accuracies), rng, slots)
+    of_seed += np.array([world.level(accuracy) for accuracy in accuracies])[:, None]
+    latent += of_seed.reshape(*of_seed.shape, *[1] * (latent.ndim - 2))
+    return latent > 0
+
+
+def luck(world: World, arms: int, rng: np.random.Generator) -> np.ndarray:
+    """(arms, seeds): what a seed adds on the latent scale, in part the same in all arms."""
+    common, own = rng.standard_normal(world.n_seeds), rng.standard_normal((arms, world.n_seeds))
+    return world.tau * (math.sqrt(SEED_SHARED) * common + math.sqrt(1 - SEED_SHARED) * own)
+
+
+def noise(world: World, arms: int, rng: np.random.Generator, slots: int | None = None) -> np.ndarray:
+    """(arms, seeds, rows[, slots]) of variance 1: a row's ease for all arms, for one arm, and chance."""
+    found = rng.standard_normal((arms, world.n_seeds, world.rows, *[slots] * (slots is not None)), dtype=np.float32)
+    found *= np.float32(CHANCE)
+    ease = SHARED * rng.standard_normal(world.rows) + OWN * rng.standard_normal((arms, 1, world.rows))
+    found += (ease if slots is None else ease[..., None]).astype(np.float32)
+    return found
+
+
+def collapsed(world: World, arms: int, rng: np.random.Generator) -> np.ndarray:
+    """(arms, seeds) of booleans."""
+    return rng.random((arms, world.n_seeds)) < world.collapse
 
 
 def header(*names: str) -> list[str]:

@@ -184,11 +184,6 @@ def test_a_t_interval_over_seeds_alone_does_not_cover_new_text(rng):
     assert found.others["t over seeds"] < 0.9 < found.split_t
 
 
-def test_coverage_of_macro_f1(rng):
-    found = coverage.f1_coverage(worlds.World(5, 0.02, rows=500), 100, rng, of="level")
-    assert found.split_t > 0.95 - 4 * math.sqrt(0.95 * 0.05 / 100)
-
-
 @pytest.mark.parametrize("collapse", [0.0, 0.05])
 def test_verdicts_are_wrong_in_at_most_five_percent_and_have_power(rng, collapse):
     repeats = 200
