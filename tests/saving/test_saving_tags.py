@@ -14,6 +14,7 @@ from finetune.cli import main
 from finetune.commands.data import describe
 from finetune.config import TrialConfig
 from finetune.data import load_task_data
+from finetune.data.formats.conll import has_tags
 from finetune.data.schema.words import split_words
 from finetune.results import RecordStore
 from finetune.saving.predict import predict
@@ -141,9 +142,22 @@ def test_entities_stand_where_the_text_has_them(learnt, tmp_path, capsys):
 def test_words_are_read_as_they_are_given(learnt, tmp_path, capsys):
     (tmp_path / "new.jsonl").write_text('{"words": ["new", "york", "take1"]}\n')
     (tmp_path / "new.conll").write_text("new\nyork\ntake1\n\n")
-    listed, columns = (_rows(capsys, learnt, tmp_path / name)[0] for name in ("new.jsonl", "new.conll"))
-    assert listed == columns and listed[0]["tags"] == ["B-place", "I-place", "O"]
+    (tmp_path / "tagged.conll").write_text("new\tNNP\tO\nyork\tNNP\tB-x\ntake1\tCD\tO\n")
+    (tmp_path / "tagged.txt").write_text("-DOCSTART- -X- O\n\nnew NNP O\nyork NNP B-x\ntake1 CD O\n\n")
+    (tmp_path / "one.txt").write_text("new\tO\r\nyork\tO\r\ntake1\tO\r\n")
+    listed, *others = (_rows(capsys, learnt, tmp_path / name)[0] for name in (
+        "new.jsonl", "new.conll", "tagged.conll", "tagged.txt", "one.txt"))
+    assert all(columns == listed for columns in others) and listed[0]["tags"] == ["B-place", "I-place", "O"]
     assert listed[0]["entities"][0]["end"] == len("new york")
+
+
+@pytest.mark.parametrize(("content", "columns"), [
+    ("new NOUN\n\nyork NOUN\n", True), ("new\tNOUN\nyork\tNOUN\n", True), ("# sent_id\nnew x B-a\n\nyork x O\n", True),
+    ("blood of type O\nhe is of type O\n", False), ("a film\n\nby woody\n", False), ("NOUN\n\nNOUN\n", False),
+    ("new NOUN\n\nnew york NOUN\n", False),
+])
+def test_columns_are_told_by_the_model_s_tags(content, columns):
+    assert has_tags(content, ["NOUN", "VERB"]) == columns
 
 
 def test_words_beyond_the_model_s_length_have_no_tag_and_are_counted(learnt, tmp_path, capsys):
