@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from tiny import bundled_texts, save_tiny_bert
+from tiny import save_tiny_bert, save_tiny_roberta
 
 import finetune
 from finetune.cli import main
@@ -23,24 +23,6 @@ from finetune.trial import run_trial
 
 SENTENCE = ("a\tO\nfilm\tO\nby\tO\nwoody\tB-person\nallen\tI-person\n{n}\tO\n.\tO\n\n"
             "new\tB-place\nyork\tI-place\n{n}\tO\n\n")
-
-
-def save_tiny_roberta(folder):
-    """Its tokenizer reads bytes, a word's first with the space before it."""
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import RobertaConfig, RobertaModel, RobertaTokenizerFast
-
-    folder.mkdir()
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(bundled_texts(), vocab_size=500, show_progress=False,
-                            special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
-    bpe.save_model(str(folder))
-    tokenizer = RobertaTokenizerFast.from_pretrained(folder, model_max_length=64)
-    RobertaModel(RobertaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=70, initializer_range=0.1)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def trial(folder, model, **knobs):
