@@ -1,8 +1,10 @@
 """Named entities by a plain loop over AutoModelForTokenClassification, beside the trials of sweeps/entities_mini.yaml.
 
-The same sentences and hyper-parameters; encoding, training, choice of the epoch and scoring are transformers', torch's
-and seqeval's own. Only the rows come from this package, so that both sides see the same ones. Prints one JSON line per
-seed, and the sweep's own figures where its folder is given.
+The same sentences and hyper-parameters: PyTorch's default initialisation of the classifier, no decay of biases and
+norms, batches by length, the warm-up's shape. Encoding, model, training, choice of the epoch and scoring are
+transformers', torch's and seqeval's own; from this package come the rows, and the order and learning rates that its
+seeds and knobs stand for. What differs is the draws of head and dropout. Prints one JSON line per seed, and the sweep's
+own figures where its folder is given.
 
     python benchmarks/tags_loop.py --seeds 1 2 3 --sweep runs/entities_mini
 """
@@ -18,12 +20,14 @@ import torch
 from seqeval.metrics import f1_score
 from seqeval.scheme import IOB2
 from torch import nn
-from transformers import AutoModelForTokenClassification, AutoTokenizer, get_scheduler
+from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from finetune.config import TrialConfig
 from finetune.data import Split, load_task_data, subset_train
+from finetune.data.encoding.batches import evaluation_batches, training_batches
 from finetune.models.sources import find_model
 from finetune.results import TrialRecord
+from finetune.training.schedule import shape
 
 BATCH, EPOCHS, MAX_LENGTH = 16, 3, 64
 
@@ -52,13 +56,16 @@ def batch(tokenizer, rows: list[dict[str, list[int]]]) -> tuple[dict[str, torch.
 def score(model: nn.Module, tokenizer, rows: list[dict], split: Split, names: list[str]) -> float:
     """Strict micro F1; a word that was cut has no entity."""
     model.eval()
-    truth, said = [], []
-    for row, words, tags in zip(rows, split.texts, split.labels, strict=True):
-        inputs, labels = batch(tokenizer, [row])
-        guess = model(**inputs).logits.argmax(-1)[0][labels[0] != -100]
-        truth.append([names[tag] for tag in tags[:len(words)]])
-        said.append([names[tag] for tag in guess] + ["O"] * (len(words) - len(guess)))
-    return f1_score(truth, said, mode="strict", scheme=IOB2, zero_division=0)
+    said: dict[int, list[str]] = {}
+    lengths = np.array([len(row["input_ids"]) for row in rows])
+    for places in evaluation_batches(lengths, 4 * BATCH):
+        inputs, labels = batch(tokenizer, [rows[place] for place in places])
+        for place, guess, known in zip(places, model(**inputs).logits.argmax(-1), labels != -100, strict=True):
+            words = [names[tag] for tag in guess[known]]
+            said[place] = words + ["O"] * (len(split.texts[place]) - len(words))
+    truth = [[names[tag] for tag in tags[:len(words)]] for words, tags in zip(split.texts, split.labels, strict=True)]
+    said_in_order = [said[place] for place in range(len(rows))]
+    return f1_score(truth, said_in_order, mode="strict", scheme=IOB2, zero_division=0)
 
 
 def train(config: TrialConfig, seed: int) -> dict[str, float]:
@@ -67,25 +74,28 @@ def train(config: TrialConfig, seed: int) -> dict[str, float]:
     names, tokenizer = list(data.label_names), AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(seed)
     model = AutoModelForTokenClassification.from_pretrained(folder, num_labels=len(names), dtype=torch.float32)
-    body = [p for name, p in model.named_parameters() if not name.startswith("classifier.")]
-    optimizer = torch.optim.AdamW([{"params": body, "lr": config.learning_rate},
-                                   {"params": model.classifier.parameters(), "lr": config.head_learning_rate}],
-                                  weight_decay=config.weight_decay)
+    model.classifier.reset_parameters()
+    groups = [{"params": [p for name, p in model.named_parameters()
+                          if name.startswith("classifier.") == is_head and (p.ndim > 1) == decays],
+               "peak": rate, "weight_decay": config.weight_decay * decays}
+              for is_head, rate in ((False, config.learning_rate), (True, config.head_learning_rate))
+              for decays in (True, False)]
+    optimizer = torch.optim.AdamW(groups, lr=0.0)
     rows = {name: encoded(tokenizer, split) for name, split in data.splits.items()}
-    steps = EPOCHS * -(-len(rows["train"]) // BATCH)
-    schedule = get_scheduler(config.lr_scheduler_type, optimizer, int(config.warmup_ratio * steps), steps)
-    order, best = np.random.default_rng(seed), {"validation": -1.0, "test": 0.0}
-    for _ in range(EPOCHS):
+    lengths = np.array([len(row["input_ids"]) for row in rows["train"]])
+    steps, step, best = EPOCHS * -(-len(lengths) // BATCH), 0, {"validation": -1.0, "test": 0.0}
+    for epoch in range(1, EPOCHS + 1):
         model.train()
-        places = order.permutation(len(rows["train"]))
-        for start in range(0, len(places), BATCH):
-            inputs, labels = batch(tokenizer, [rows["train"][place] for place in places[start:start + BATCH]])
+        for places in training_batches(lengths, BATCH, seed, epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * shape(config, step, steps)
+            inputs, labels = batch(tokenizer, [rows["train"][place] for place in places])
             logits = model(**inputs).logits
             nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100).backward()
             nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             optimizer.step()
-            schedule.step()
             optimizer.zero_grad()
+            step += 1
         reached = score(model, tokenizer, rows["validation"], data.splits["validation"], names)
         if reached > best["validation"]:
             best = {"validation": reached,

@@ -16,6 +16,7 @@ from analysis.findings import premises, verdict
 from analysis.findings.curves import Curve, Point
 from analysis.load.groups import dataset_name
 from analysis.statistics import bisection
+from analysis.statistics.metrics import TAGGED
 from analysis.statistics.tasks import FEWEST_TASKS, at_most, over_tasks, share_interval
 
 ALPHA = 0.05
@@ -92,7 +93,9 @@ def across(curves: Sequence[Curve], margin: float) -> Across | None:
     left_out = {curve.name: reason for curve in curves if (reason := unusable(curve)) is not None}
     used = [curve for curve in curves if curve.name not in left_out]
     metrics = {curve.metric for curve in used}
-    unit = "points" if len(metrics) == 1 and not metrics & set(NOT_POINTS) else "gain"
+    of_words = {curve.protocol.group.identity["task"] == TAGGED for curve in used}  # F1 of entities is another F1
+    same = len(metrics) == 1 and len(of_words) == 1
+    unit = "points" if same and not metrics & set(NOT_POINTS) else "gain"
     if unit == "gain":
         left_out |= {c.name: "its records hold no baseline" for c in used if c.baseline is None}
         used = [curve for curve in used if curve.name not in left_out]
@@ -101,7 +104,7 @@ def across(curves: Sequence[Curve], margin: float) -> Across | None:
     levels = [level for level in _levels(tasks, steps, unit, margin) if len(level.losses) > 1]
     allowed = margin if unit == "points" else 1 - KEPT
     named, tested = _bisected(levels, allowed)
-    return Across(kind, unit, metrics.pop() if len(metrics) == 1 else None, margin, allowed, tasks, levels, told, named,
+    return Across(kind, unit, metrics.pop() if same else None, margin, allowed, tasks, levels, told, named,
                   tested, left_out, {t.name: [c.name for c in t.curves] for t in tasks if len(t.curves) > 1},
                   [t.name for t in tasks if any(premises.better_than_reference(c) for c in t.curves)])
 

@@ -17,7 +17,7 @@ from analysis.findings.curves import Curve, Point, difference
 from analysis.findings.words import margin_text, points, seeds
 from analysis.load.records import Arm, Trial, flatten
 from analysis.statistics import stats
-from analysis.statistics.metrics import TAGGED
+from analysis.statistics.metrics import BY_WORD, TAGGED
 
 COLLAPSED = 0.25  # a seed that went less far than this, of the way from the baseline to its siblings
 VACUOUS_SHARE = 0.5  # a margin of at least this share of the gain over the baseline means nothing
@@ -199,18 +199,28 @@ def vacuous_margin(curve: Curve, margin: float) -> str | None:
     gain = curve.sign * (curve.reference.interval.estimate - curve.baseline)
     if margin < VACUOUS_SHARE * gain:
         return None
+    by_word = _baseline_kind(curve) == BY_WORD
     if gain <= 0:
-        return (f"full fine-tuning does not beat the baseline in {curve.metric} ({points(-gain)} points below it), so "
-                f"that there is nothing that freezing could lose{_other_metric(curve)}")
+        named = f" ({BY_WORD})" if by_word else ""
+        return (f"full fine-tuning does not beat the baseline{named} in {curve.metric} ({points(-gain)} points "
+                f"below it), so that there is nothing that freezing could lose{_other_metric(curve)}")
+    answer = "giving each word its most frequent tag" if by_word else "an answer that never reads the text"
     return (f"a margin of {margin_text(margin)} is not clearly below what full fine-tuning gains over the baseline "
-            f"({points(gain)} points of {curve.metric}): an answer that never reads the text would nearly pass"
+            f"({points(gain)} points of {curve.metric}): {answer} would nearly pass"
             f"{_other_metric(curve)}, or a margin of about {100 * MEANINGFUL_SHARE * gain:.2g} points ("
             f"{MEANINGFUL_SHARE:.0%} of the gain); the kept share of the gain is in its own table")
+
+
+def _baseline_kind(curve: Curve) -> str | None:
+    """What answer the baseline is, in the records' words."""
+    return curve.reference.trials[0].record.baseline.get("kind") if curve.reference else None
 
 
 def _other_metric(curve: Curve) -> str:
     record = curve.reference.trials[0].record if curve.reference else None
     known = record.metrics.get("test", {}) if record else {}
+    if _baseline_kind(curve) == BY_WORD:  # no constant answer: it does well in every metric
+        return ""
     # Of entities every F1 of "all O" is 0 already; of words it is right where most have no entity.
     tagged = record is not None and record.task == TAGGED and "precision" in known
     names = (("f1",) if curve.metric == "accuracy" else ()) if tagged else ("f1_macro", "matthews")

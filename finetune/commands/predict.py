@@ -27,7 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="a trial's folder (OUTPUT_DIR/trials/<trial_id>), or one that `finetune export` wrote")
     parser.add_argument("file", metavar="FILE", type=Path,
                         help="csv, tsv, jsonl, json, parquet, or txt: a text a line; - reads such lines from stdin. "
-                        "Of a token classifier also conll; texts are split into words where they are no lists of words")
+                        "Of a token classifier also conll (in a txt too, where each line ends in a tag); texts are "
+                        "split into words where they are no lists of words")
     parser.add_argument("--text_column", action="append", metavar="NAME",
                         help="the column with the text, twice for a pair; default: named as in the training data")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of stdout")
@@ -67,7 +68,7 @@ def _tags(args: argparse.Namespace, manifest: KeptModel) -> Iterator[dict[str, A
     from finetune.saving.predict import predict
     from finetune.saving.tags import described_tags, note_on_cut, read_sentences
 
-    sentences = read_sentences(args.file, args.text_column, manifest.text_columns, say)
+    sentences = read_sentences(args.file, args.text_column, manifest, say)
     from finetune.saving.read import load_kept
 
     logits = predict(load_kept(args.folder), [sentence.words for sentence in sentences],

@@ -90,7 +90,8 @@ def read_tagged(source: Source, columns: Columns) -> tuple[dict[str, Split], lis
     if not any(row[0] == "train" for row in rows):
         raise DataError(f"{source.name}: no sentence of train can be used; {rejected[0]}")
     checked = check_tags([row[4] for row in rows], [row[2] for row in rows])
-    names = sorted({tag for tags in checked.sentences for tag in tags}, key=lambda tag: (tag != OUTSIDE, tag[2:], tag))
+    names = sorted({tag for tags in checked.sentences for tag in tags},
+                   key=lambda tag: (tag != OUTSIDE, tag[2:] if checked.scheme else tag, tag))  # B-x beside I-x
     if len(names) < 2:
         raise DataError(f"{source.name}: every word has the tag {shown(names[0])}; there is nothing to predict")
     splits = {}

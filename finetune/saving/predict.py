@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,19 +43,20 @@ class Cells(NamedTuple):
 
 
 def read_cells(file: Path, columns: list[str] | None, trained_on: list[str], say: Say,
-               also: Sequence[str] = ()) -> Cells:
-    """The cells of the columns with the texts; `also`: names to try where the model's own is not there.
+               also: Sequence[str] = (), tags: Collection[str] = ()) -> Cells:
+    """The cells of the columns with the texts; `also`: names to try where the model's own is not there; `tags`: those
+    of a token classifier, by which CoNLL's columns are known in a .txt and on stdin.
 
     Raises DataError for a missing column and for rows that cannot stand beside their predictions.
     """
     from finetune.data.formats.readers import read_file
 
     if str(file) == STDIN:
-        return _lines(sys.stdin.buffer.read(), "stdin", say)
+        return _lines(sys.stdin.buffer.read(), "stdin", say, tags)
     if not file.is_file():
         raise DataError(f"{file}: there is no such file")
     if file.suffix.lower() == ".txt":
-        return _lines(file.read_bytes(), file.name, say)
+        return _lines(file.read_bytes(), file.name, say, tags)
     tables = read_file(file, file.name)
     if len(tables) != 1:
         raise DataError(f"{file.name}: it holds several splits ({', '.join(tables)}); give a file with one table")
@@ -77,13 +78,17 @@ def read_cells(file: Path, columns: list[str] | None, trained_on: list[str], say
     return Cells(rows, table.lines, list(names), file.name)
 
 
-def _lines(payload: bytes, source: str, say: Say) -> Cells:
-    """A text a line."""
+def _lines(payload: bytes, source: str, say: Say, tags: Collection[str]) -> Cells:
+    """A text a line; the words of a sentence where a line is a token with one of `tags` in its last column."""
+    from finetune.data.formats.conll import TOKENS, has_tags, read_conll
     from finetune.data.formats.decoding import decode_text, note_on_encoding
 
     text, encoding = decode_text(payload, source)
     if note := note_on_encoding(encoding, source):
         say(note)
+    if tags and has_tags(text, tags):
+        table = read_conll(text, source, ".conll")
+        return Cells([(words,) for words in table.column(TOKENS)], table.lines, [TOKENS], source)
     rows = [(line.removesuffix("\r"),) for line in text.removesuffix("\n").split("\n")] if text else []
     return Cells(rows, range(1, len(rows) + 1), ["text"], source)
 

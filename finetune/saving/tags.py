@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 _TEXTS = ("tokens", "words", "text", "sentence")  # columns to read where the one of the training data is not there
 
 
-def read_sentences(file: Path, columns: list[str] | None, trained_on: list[str], say: Say) -> list[Sentence]:
-    """The words of every row: a list of words as it is, a text split by `split_words`. Raises DataError."""
-    return sentences_of(read_cells(file, columns, trained_on, say, also=_TEXTS))
+def read_sentences(file: Path, columns: list[str] | None, manifest: KeptModel, say: Say) -> list[Sentence]:
+    """The words of every row: a list of words (or CoNLL's lines) as it is, a text split by `split_words`.
+
+    Raises DataError.
+    """
+    return sentences_of(read_cells(file, columns, manifest.text_columns, say, also=_TEXTS, tags=manifest.label_names))
 
 
 def sentences_of(cells: Cells) -> list[Sentence]:

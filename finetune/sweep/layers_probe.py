@@ -15,6 +15,7 @@ import numpy as np
 from analysis.statistics.stats import interval, split_parts
 from finetune.config import TrialConfig
 from finetune.data import Split
+from finetune.data.task_data import TAGGED, TaskData
 from finetune.errors import ConfigError, DataError, Problem
 from finetune.sweep.probe import fit, frozen_features
 from finetune.sweep.properties import (
@@ -59,8 +60,11 @@ def read_layers(config: TrialConfig, properties: Sequence[str], word: str, rows:
     """Every property at every depth. Raises ConfigError or DataError where a question cannot be asked of this data."""
     resolved = resolve_trial(config.replace(freeze_depth=0, strategy=None, reinit_layers=0))
     if "label" in properties and resolved.data.task != "classification":
+        words = " (tags of words: finetune probe DIR, for a sweep)" if resolved.data.task == TAGGED else ""
         raise ConfigError([Problem("properties", "label", f"{resolved.data.name} is a {resolved.data.task}; only the "
-                                                          "classes of a classification can be asked for")])
+                                                          f"classes of a classification can be asked for{words}")])
+    if resolved.data.task == TAGGED:
+        resolved = replace(resolved, data=_whole_texts(resolved.data))
     train, held_out = _asked(resolved, properties, word, rows)
     rng = np.random.default_rng(0)
     measured = {name: question.groups(rng) for name, question in held_out.questions.items()}
@@ -79,6 +83,13 @@ def read_layers(config: TrialConfig, properties: Sequence[str], word: str, rows:
             found.append(Reading(name, depth or -1, estimate, low, high, 1 / groups.shape[1], seeds, fitted,
                                  groups.size))
     return found
+
+
+def _whole_texts(data: TaskData) -> TaskData:
+    """Sentences of words with tags as texts without: length, word and order are asked of a text as a whole."""
+    splits = {name: Split([(" ".join(words),) for words in split.texts], np.zeros(len(split), np.int64), split.ids)
+              for name, split in data.splits.items()}
+    return replace(data, task="classification", splits=splits)
 
 
 def _asked(resolved: ResolvedTrial, properties: Sequence[str], word: str, rows: int) -> list[Asked]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +19,72 @@ import torch
 
 from finetune.config import TrialConfig
 from finetune.data.encoding.batches import Collator, to_device
-from finetune.data.task_data import TAGGED
-from finetune.errors import ConfigError, Problem
+from finetune.data.task_data import TAGGED, TaskData
+from finetune.errors import ConfigError
 from finetune.files import atomic_write
+from finetune.models.head import words_at
 from finetune.prefix.fill import Prefix, fill_batches, row_offsets
 from finetune.prefix.reuse import PrefixReuse
 from finetune.prefix.served import as_float32
 from finetune.results import RecordStore
 from finetune.sweep.search.confirmation import CONDITIONS
-from finetune.training.evaluation import compute_metrics
+from finetune.training.evaluation import split_metrics
 from finetune.trial import build_classifier, encode_splits, resolve_trial
 from finetune.trial.resolve import ResolvedTrial
 
 PROBE_FILE = "probe.json"
 ITERATIONS = 1000
 INVERSE_PENALTY = 0.01  # of standardised features: hundreds of them on hundreds of rows need a firm hand
+MOST_WORDS = 20_000  # with a tag that a probe is fitted on: more cost minutes per depth and tell little more
 
 
 def layer_probe(config: TrialConfig) -> dict[str, Any]:
     """{"metric", "split", "points": [{"freeze_depth", "value"}]}: -1 the embeddings' output, k the first k layers'."""
     resolved = resolve_trial(config.replace(freeze_depth=0, strategy=None, reinit_layers=0))
     if resolved.data.task == TAGGED:
-        raise ConfigError([Problem("task", TAGGED, "a probe is of one vector per row; allowed: classification, "
-                                                   "regression, multilabel")])
+        resolved = replace(resolved, data=_few_words(resolved.data, resolved.config.seed))
+    encoded = encode_splits(resolved)
     train, validation = frozen_features(resolved)
-    labels = {name: resolved.data.splits[name].labels for name in ("train", "validation")}
-    task, metric = resolved.data.task, resolved.metric
+    fitted_on = fit_labels(encoded["train"])
+    data, metric = resolved.data, resolved.metric
     points = []
     for depth in sorted(train):
-        logits = fit(task, train[depth], labels["train"], resolved.data.num_outputs)(validation[depth])
-        value = compute_metrics(task, logits, labels["validation"])[metric]
+        logits = fit(data.task, train[depth], fitted_on, data.num_outputs)(validation[depth])
+        value = split_metrics(data, with_cut_words(encoded["validation"], logits), "validation")[metric]
         points.append({"freeze_depth": depth or -1, "value": float(value)})
     return {"metric": metric, "split": "validation", "points": points}
 
 
+def _few_words(data: TaskData, seed: int) -> TaskData:
+    """With whole training sentences drawn at random, as many as have at most MOST_WORDS words (one at the least)."""
+    train = data.splits["train"]
+    order = np.random.default_rng(seed).permutation(len(train))
+    words = np.cumsum([len(train.texts[row]) for row in order])
+    fitting = max(1, int((words <= MOST_WORDS).sum()))
+    return data if fitting == len(train) else data.with_split("train", train.take(np.sort(order[:fitting])))
+
+
+def fit_labels(split: Collator) -> np.ndarray:
+    """What the rows of `depth_features` are fitted to: the rows' labels, or the tags of the words that are seen."""
+    words, labels = split.encoded.words, split.encoded.labels
+    if words is None:
+        return labels
+    return np.concatenate([labels[row, index] for row, index in enumerate(words.index)])
+
+
+def with_cut_words(split: Collator, logits: np.ndarray) -> np.ndarray:
+    """Logits of the rows of `depth_features` -> of all that is measured: nan for words that max_length cut."""
+    words = split.encoded.words
+    if words is None:
+        return logits
+    out = np.full((int(words.counts.sum()), logits.shape[1]), np.nan)
+    seen = [start + index for start, index in zip(words.offsets, words.index, strict=False)]
+    out[np.concatenate(seen)] = logits
+    return out
+
+
 def frozen_features(resolved: ResolvedTrial) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
-    """Of train and of validation: {layers from the input: (rows, width)}."""
+    """Of train and of validation: {layers from the input: (rows, width)}, as `depth_features` says."""
     classifier, stack = build_classifier(resolved)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     classifier.to(device)
@@ -63,32 +94,57 @@ def frozen_features(resolved: ResolvedTrial) -> tuple[dict[int, np.ndarray], dic
 
 
 def depth_features(reuse: PrefixReuse, split: Collator) -> dict[int, np.ndarray]:
-    """{layers from the input: (rows, width)}: the mean over each row's tokens, at L what the head would read."""
-    num_layers, lengths = reuse.stack.num_layers, split.encoded.lengths
+    """{layers from the input: (rows, width)}: the mean over each row's tokens, at L what the head would read.
+
+    Where each word has a tag a row is a word that the model sees, in the order of the texts, and its vector that of its
+    first subword.
+    """
+    num_layers = reuse.stack.num_layers
     entries = {depth: reuse.store.read(reuse.key(split, depth)) for depth in range(1, num_layers + 1)}
-    found = {depth: _row_means(as_float32(entry), lengths) if depth < num_layers else as_float32(entry)
+    found = {depth: _read_of(as_float32(entry), split) if depth < num_layers else as_float32(entry)
              for depth, entry in entries.items() if entry is not None}
     return found | _computed(reuse, split, sorted(set(range(num_layers + 1)) - set(found)))
 
 
-def _row_means(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """(tokens of all rows, width) -> (rows, width)"""
-    return np.add.reduceat(tokens, row_offsets(lengths)[:-1], axis=0, dtype=np.float32) / lengths[:, None]
+def _read_of(tokens: np.ndarray, split: Collator) -> np.ndarray:
+    """(tokens of all rows, width) -> (rows, width): a mean for each text, or the first subword of each word."""
+    lengths, words = split.encoded.lengths, split.encoded.words
+    starts = row_offsets(lengths)[:-1]
+    if words is not None:
+        return tokens[np.concatenate([start + place for start, place in zip(starts, words.position, strict=True)])]
+    return np.add.reduceat(tokens, starts, axis=0, dtype=np.float32) / lengths[:, None]
 
 
 def _computed(reuse: PrefixReuse, split: Collator, depths: Sequence[int]) -> dict[int, np.ndarray]:
     """One pass over the texts, as deep as needed."""
     prefix = Prefix(reuse.classifier, reuse.stack, reuse.autocast)
-    found = {depth: np.empty((len(split.encoded), reuse.stack.width), np.float32) for depth in depths}
+    words, num_layers = split.encoded.words, reuse.stack.num_layers
+    ends = row_offsets(np.ones(len(split.encoded), np.int64) if words is None else words.kept)
+    found = {depth: np.empty((int(ends[-1]), reuse.stack.width), np.float32) for depth in depths}
     with prefix.watching(set(depths)):
         for rows in fill_batches(split.encoded.lengths, prefix.device.type):
             inputs = to_device(split(rows), prefix.device)
-            mask = inputs["attention_mask"].unsqueeze(-1)
             for depth, value in prefix.capture(inputs).values.items():
                 if depth in found:
-                    pooled = value if value.dim() == 2 else (value * mask).sum(1) / mask.sum(1)
-                    found[depth][rows] = pooled.float().cpu().numpy()
+                    read = value if depth == num_layers else _read_here(value, inputs)
+                    _put(found[depth], read.float().cpu().numpy(), rows, ends)
     return found
+
+
+def _read_here(hidden: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """(rows, tokens, width) -> (rows, width), or (rows, words, width)."""
+    if "words" in inputs:
+        return words_at(hidden, inputs["words"])
+    mask = inputs["attention_mask"].unsqueeze(-1)
+    return (hidden * mask).sum(1) / mask.sum(1)
+
+
+def _put(target: np.ndarray, read: np.ndarray, rows: np.ndarray, ends: np.ndarray) -> None:
+    if read.ndim == 2:
+        target[rows] = read
+        return
+    for place, row in enumerate(rows):
+        target[ends[row]:ends[row + 1]] = read[place, :ends[row + 1] - ends[row]]
 
 
 def fit(task: str, features: np.ndarray, labels: np.ndarray, num_outputs: int) -> Any:
@@ -98,6 +154,8 @@ def fit(task: str, features: np.ndarray, labels: np.ndarray, num_outputs: int) -
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    if task == TAGGED and (labels == labels[0]).all():  # few sentences may hold nothing but O
+        return lambda rows: np.tile(np.where(np.arange(num_outputs) == labels[0], 0.0, -1e9), (len(rows), 1))
     linear = LogisticRegression(C=INVERSE_PENALTY, max_iter=ITERATIONS)
     kind = {"regression": RidgeCV(), "multilabel": OneVsRestClassifier(linear)}.get(task, linear)
     model = make_pipeline(StandardScaler(), kind).fit(features, labels)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.statistics.metrics import of_counts
+from analysis.statistics.metrics import BY_WORD, of_counts
 from finetune.data.schema.tags import OUTSIDE, entity_types, strict_entities
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def tagging_baseline(data: TaskData) -> dict[str, Any]:
         smooth = (overall + 1) / (len(labels) + data.num_outputs)
         rows = {name: np.log(np.array([seen.get(word, 0) + smooth for words in data.splits[name].texts
                                        for word in words])) for name in ("validation", "test")}
-        kind = "most frequent tag of each word"
+        kind = BY_WORD
     return {"kind": kind, **{name: count_metrics(split_counts(data, logits, name), data.scheme)
                              for name, logits in rows.items()}}
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from records import LAYERS, World, make_trial, publish, sweep_trials
+from records import LAYERS, TaggedWorld, World, make_trial, publish, sweep_trials
 from scipy import stats
 
 from analysis.findings.across import across, steps_of
@@ -20,9 +20,9 @@ SEEDS = range(1, 6)
 
 
 def task(folder, number, depths=(0, 2, 4, 6), slope=0.1, rows=60, seeds=SEEDS, sweep=None, kind="classification",
-         name=None, **knobs):
+         name=None, world=None, **knobs):
     """A sweep of a data set of its own."""
-    world = World(rows=rows, seed=number, task=kind)
+    world = world or World(rows=rows, seed=number, task=kind)
     name = name or f"set{number}"
     publish(folder / (sweep or name), sweep_trials(
         world, depths=depths, seeds=seeds, sweep=sweep or name, dataset_name=f"/data/{name}",
@@ -127,6 +127,36 @@ def test_different_metrics_are_counted_as_shares_of_the_gain(six, tmp_path):
     assert found.levels[-1].losses["set9"] == pytest.approx(
         point.loss.estimate / (curve.reference.interval.estimate - curve.baseline))
     assert "% of the gain" in headline(found)
+
+
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory):
+    """Five sets with entities in which nothing is lost."""
+    folder = tmp_path_factory.mktemp("tagged")
+    return [task(folder, number, slope=0.0, depths=(0, 6), world=TaggedWorld(300, seed=number)) for number in range(5)]
+
+
+def test_sets_with_entities_are_tasks_like_others(tagged, tmp_path, capsys):
+    assert cli(["report", *tagged, "--output_dir", str(tmp_path), "--margin", "0.05"]) == 0
+    assert capsys.readouterr().out.startswith("On average over 5 data sets")
+    general = json.loads((tmp_path / "summary.json").read_text())["across_tasks"]
+    assert (general["n_tasks"], general["unit"], general["metric"]) == (5, "points", "f1")
+    curves = make_curves(load_sources(tagged))
+    losses = [curve.points[-1].loss.estimate for curve in curves]
+    assert general["levels"][-1]["mean"] == pytest.approx(np.mean(losses))
+    ends = [[np.mean([trial.record.metrics["test"]["f1"] for trial in point.trials]) for point in curve.points]
+            for curve in curves]
+    assert losses == pytest.approx([full - frozen for full, frozen in ends])
+
+
+@pytest.mark.parametrize("scheme", ["IOB2", None])
+def test_beside_tasks_of_whole_texts_they_count_by_their_share_of_the_gain(tmp_path, scheme):
+    metric = "f1" if scheme else "accuracy"  # by name the metric of both
+    words = task(tmp_path, 8, slope=0.1, world=TaggedWorld(seed=8, scheme=scheme))
+    texts = [task(tmp_path, number, metric=metric, seeds=(1, 2)) for number in range(4)]
+    found = found_of([words, *texts])
+    assert (found.unit, found.metric, len(found.tasks)) == ("gain", None, 5)
+    assert found_of(texts).unit == "points" and "The metrics differ" in details(found)[0]
 
 
 def test_a_task_without_a_reference_or_without_a_gain_is_left_out_by_name(six, tmp_path):

@@ -14,7 +14,8 @@ from finetune.config import TrialConfig
 from finetune.data.encoding.batches import to_device
 from finetune.prefix.reuse import PrefixReuse
 from finetune.results import RecordStore
-from finetune.sweep.probe import depth_features, fit, layer_probe
+from finetune.sweep import probe
+from finetune.sweep.probe import depth_features, fit, fit_labels, layer_probe, with_cut_words
 from finetune.trial import build_classifier, encode_splits, resolve_trial, run_trial
 
 
@@ -94,3 +95,62 @@ def test_the_command_writes_what_the_report_reads(config, tmp_path):
     missing = subprocess.run([sys.executable, "-m", "finetune", "probe", str(tmp_path / "no")], capture_output=True,
                              text=True)
     assert missing.returncode == 2 and "no complete trial" in missing.stderr
+
+
+SENTENCES = ("a\tO\nfilm\tO\nby\tO\nwoody\tB-person\nallen\tI-person\n{n}\tO\n\n"
+             "new\tB-place\nyork\tI-place\n{n}\tO\n\n")
+
+
+@pytest.fixture
+def tagged(config, tmp_path):
+    (tmp_path / "set.conll").write_text("".join(SENTENCES.format(n=f"take{n}") for n in range(20)))
+    return TrialConfig.from_mapping({
+        "model_name_or_path": config.model_name_or_path, "dataset_name": str(tmp_path / "set.conll"), "max_length": 9,
+        "num_train_epochs": 1, "freeze_depth": 0})
+
+
+def test_a_word_s_features_are_the_hidden_states_of_its_first_subword(tagged):
+    reuse, splits = reuse_of(tagged)
+    split = splits["train"]
+    words, found = split.encoded.words, depth_features(reuse, split)
+    assert (words.kept < words.counts).any(), "max_length cuts words here"
+    assert len(fit_labels(split)) == words.kept.sum() == len(found[0])
+    ends = np.concatenate([[0], np.cumsum(words.kept)])
+    for row in (0, 3, len(words.counts) - 1):
+        inputs = to_device(split(np.array([row])), reuse.device)
+        inputs.pop("words")
+        with torch.no_grad():
+            hidden = reuse.stack.model.eval()(**inputs, output_hidden_states=True).hidden_states
+        assert sorted(found) == list(range(len(hidden)))
+        for depth, state in enumerate(hidden):
+            assert found[depth][ends[row]:ends[row + 1]] == pytest.approx(
+                state[0, words.position[row]].cpu().numpy(), abs=1e-5)
+    run_trial(tagged.replace(freeze_depth=2))
+    assert reuse.store.read(reuse.key(split, 2)) is not None
+    stored = depth_features(reuse, split)
+    for depth in found:
+        assert stored[depth] == pytest.approx(found[depth], abs=1e-5)
+
+
+def test_tags_are_read_from_each_depth_and_cut_words_are_missed(tagged, monkeypatch):
+    whole = layer_probe(tagged.replace(max_length=32))
+    assert (whole["metric"], [point["freeze_depth"] for point in whole["points"]]) == ("f1", [-1, 1, 2, 3, 4])
+    assert whole["points"][0]["value"] == 1, "here the word alone tells its tag"
+    assert layer_probe(tagged.replace(max_length=5))["points"][0]["value"] < 1
+    monkeypatch.setattr(probe, "MOST_WORDS", 3)
+    one = layer_probe(tagged)  # fitted on one sentence, measured on all
+    assert one["points"][0]["value"] < whole["points"][0]["value"]
+
+
+def test_logits_of_words_stand_where_their_words_do(tagged):
+    split = reuse_of(tagged)[1]["validation"]
+    words = split.encoded.words
+    logits = with_cut_words(split, np.arange(words.kept.sum())[:, None].astype(float))
+    assert np.isnan(logits).sum() == (words.counts - words.kept).sum() > 0
+    assert logits[~np.isnan(logits)].tolist() == list(range(words.kept.sum()))
+    assert not np.isnan(logits[words.offsets[:-1]]).any()
+
+
+def test_words_of_one_tag_are_all_that_the_probe_can_say():
+    said = fit("token_classification", np.zeros((4, 2)), np.full(4, 2), 5)(np.ones((3, 2)))
+    assert said.shape == (3, 5) and (said.argmax(1) == 2).all()

@@ -7,13 +7,14 @@ import json
 
 import numpy as np
 import pytest
-from tiny import bundled_texts, save_tiny_bert
+from tiny import save_tiny_bert, save_tiny_roberta
 
 import finetune
 from finetune.cli import main
 from finetune.commands.data import describe
 from finetune.config import TrialConfig
 from finetune.data import load_task_data
+from finetune.data.formats.conll import has_tags
 from finetune.data.schema.words import split_words
 from finetune.results import RecordStore
 from finetune.saving.predict import predict
@@ -22,24 +23,6 @@ from finetune.trial import run_trial
 
 SENTENCE = ("a\tO\nfilm\tO\nby\tO\nwoody\tB-person\nallen\tI-person\n{n}\tO\n.\tO\n\n"
             "new\tB-place\nyork\tI-place\n{n}\tO\n\n")
-
-
-def save_tiny_roberta(folder):
-    """Its tokenizer reads bytes, a word's first with the space before it."""
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import RobertaConfig, RobertaModel, RobertaTokenizerFast
-
-    folder.mkdir()
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(bundled_texts(), vocab_size=500, show_progress=False,
-                            special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
-    bpe.save_model(str(folder))
-    tokenizer = RobertaTokenizerFast.from_pretrained(folder, model_max_length=64)
-    RobertaModel(RobertaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=70, initializer_range=0.1)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def trial(folder, model, **knobs):
@@ -141,9 +124,22 @@ def test_entities_stand_where_the_text_has_them(learnt, tmp_path, capsys):
 def test_words_are_read_as_they_are_given(learnt, tmp_path, capsys):
     (tmp_path / "new.jsonl").write_text('{"words": ["new", "york", "take1"]}\n')
     (tmp_path / "new.conll").write_text("new\nyork\ntake1\n\n")
-    listed, columns = (_rows(capsys, learnt, tmp_path / name)[0] for name in ("new.jsonl", "new.conll"))
-    assert listed == columns and listed[0]["tags"] == ["B-place", "I-place", "O"]
+    (tmp_path / "tagged.conll").write_text("new\tNNP\tO\nyork\tNNP\tB-x\ntake1\tCD\tO\n")
+    (tmp_path / "tagged.txt").write_text("-DOCSTART- -X- O\n\nnew NNP O\nyork NNP B-x\ntake1 CD O\n\n")
+    (tmp_path / "one.txt").write_text("new\tO\r\nyork\tO\r\ntake1\tO\r\n")
+    listed, *others = (_rows(capsys, learnt, tmp_path / name)[0] for name in (
+        "new.jsonl", "new.conll", "tagged.conll", "tagged.txt", "one.txt"))
+    assert all(columns == listed for columns in others) and listed[0]["tags"] == ["B-place", "I-place", "O"]
     assert listed[0]["entities"][0]["end"] == len("new york")
+
+
+@pytest.mark.parametrize(("content", "columns"), [
+    ("new NOUN\n\nyork NOUN\n", True), ("new\tNOUN\nyork\tNOUN\n", True), ("# sent_id\nnew x B-a\n\nyork x O\n", True),
+    ("blood of type O\nhe is of type O\n", False), ("a film\n\nby woody\n", False), ("NOUN\n\nNOUN\n", False),
+    ("new NOUN\n\nnew york NOUN\n", False),
+])
+def test_columns_are_told_by_the_model_s_tags(content, columns):
+    assert has_tags(content, ["NOUN", "VERB"]) == columns
 
 
 def test_words_beyond_the_model_s_length_have_no_tag_and_are_counted(learnt, tmp_path, capsys):

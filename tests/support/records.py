@@ -10,10 +10,12 @@ from unittest.mock import patch
 
 import numpy as np
 
+from analysis.statistics.metrics import BY_WORD
 from finetune.config import TrialConfig
 from finetune.files import digest_of
 from finetune.results import RecordStore, TrialRecord
 from finetune.training.evaluation import compute_metrics
+from finetune.training.tagging import count_metrics, sentence_counts
 
 LAYERS = 6
 NAMES = {"classification": ("negative", "positive"), "multilabel": ("toxic", "rude", "spam"), "regression": None}
@@ -73,6 +75,45 @@ class World:
         return {"kind": "mean" if self.task == "regression" else "majority", **metrics}
 
 
+    def predictions(self, split: str, skill: float, rng: np.random.Generator, noise: float) -> dict[str, np.ndarray]:
+        """What predictions.npz holds of a split."""
+        content = self.splits[split]
+        return {f"{split}_logits": self.logits(split, skill, rng, noise), f"{split}_labels": content["labels"],
+                f"{split}_ids": content["ids"]}
+
+
+class TaggedWorld(World):
+    """Sentences of five words with entities of two types (`scheme` IOB2), or with three tags that are none (None)."""
+
+    WORDS = 5
+
+    def __init__(self, sentences: int = 100, scheme: str | None = "IOB2", seed: int = 0):
+        super().__init__(rows=sentences * self.WORDS, classes=3, seed=seed)
+        self.task, self.scheme = "token_classification", scheme
+        self.names = ["O", "B-person", "B-place"] if scheme else ["NOUN", "VERB", "X"]
+        self.fingerprint = digest_of([self.fingerprint, self.task, scheme])
+        for content in self.splits.values():
+            content["ids"] = content["ids"][::self.WORDS]
+
+    def _counts(self, split: str, logits: np.ndarray) -> np.ndarray:
+        labels = self.splits[split]["labels"]
+        return sentence_counts(logits, labels, np.arange(0, len(labels) + 1, self.WORDS), self.names, self.scheme)
+
+    def scored(self, split: str, logits: np.ndarray) -> dict[str, Any]:
+        return count_metrics(self._counts(split, logits), self.scheme)
+
+    def predictions(self, split: str, skill: float, rng: np.random.Generator, noise: float) -> dict[str, np.ndarray]:
+        found = super().predictions(split, skill, rng, noise)
+        return found | {f"{split}_offsets": np.arange(0, len(found[f"{split}_labels"]) + 1, self.WORDS),
+                        f"{split}_counts": self._counts(split, found[f"{split}_logits"])}
+
+    @cached_property
+    def baseline(self) -> dict[str, Any]:
+        return {"kind": "all O" if self.scheme else BY_WORD, **{
+            split: self.scored(split, np.tile([1.0, 0.0, 0.0], (len(content["labels"]), 1)))
+            for split, content in self.splits.items()}}
+
+
 def _priors(classes: int) -> np.ndarray:
     return np.array([0.55, *([0.45 / (classes - 1)] * (classes - 1))])
 
@@ -81,7 +122,8 @@ def _log_priors(classes: int) -> np.ndarray:
     return np.log(_priors(classes))
 
 
-METRIC = {"classification": "accuracy", "multilabel": "f1_micro", "regression": "pearson"}
+METRIC = {"classification": "accuracy", "multilabel": "f1_micro", "regression": "pearson",
+          "token_classification": "accuracy"}
 
 
 def make_trial(
@@ -92,7 +134,7 @@ def make_trial(
     """One trial: knobs as in TrialConfig, `skill` its quality, `record` further fields of the record."""
     config = TrialConfig.from_mapping({"seed": seed, "freeze_depth": 0 if "strategy" not in knobs else None, **knobs})
     effective = _effective(config)
-    metric = metric or METRIC[world.task]
+    metric = metric or ("f1" if getattr(world, "scheme", None) else METRIC[world.task])
     trial_id = digest_of([world.fingerprint, effective])
     setting_id = digest_of([world.fingerprint, {k: v for k, v in effective.items() if k != "seed"}])
     depth = effective["freeze_depth"]
@@ -108,7 +150,7 @@ def make_trial(
               "evaluation_seconds": 2.0, "peak_memory_bytes": 1_000_000_000 - 10_000_000 * max(depth or 0, 0),
               "examples_per_second": 100.0},
         "data": {"fingerprint": world.fingerprint, "label_names": world.names, "rejected": [],
-              "rows": {"train": 1000, **{split: len(s["labels"]) for split, s in world.splits.items()}}},
+              "rows": {"train": 1000, **{split: len(s["ids"]) for split, s in world.splits.items()}}},
         "environment": {"device": "cpu", "threads": 2},
     }
     if state != "complete":
@@ -119,9 +161,8 @@ def make_trial(
                                                  (*knobs, "strategy", "freeze_depth", "learning_rate")}])
     rng = np.random.default_rng(int(drawn[:12], 16))
     predictions = {}
-    for split, content in world.splits.items():
-        predictions[f"{split}_logits"] = world.logits(split, skill, rng, noise)
-        predictions[f"{split}_labels"], predictions[f"{split}_ids"] = content["labels"], content["ids"]
+    for split in world.splits:
+        predictions |= world.predictions(split, skill, rng, noise)
         fields.setdefault("metrics", {})[split] = world.scored(split, predictions[f"{split}_logits"])
     fields["best_epoch"] = min(best_epoch, epochs)
     fields["history"] = [_epoch(epoch, best_epoch, fields["metrics"]["validation"], metric)

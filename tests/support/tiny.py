@@ -50,3 +50,21 @@ def save_tiny_bert(folder: Path, *, layers: int = 4, width: int = 32, pooler: bo
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)
+
+
+def save_tiny_roberta(folder: Path) -> Path:
+    """A random RoBERTa of two layers. Its tokenizer reads bytes, a word's first with the space before it."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaConfig, RobertaModel, RobertaTokenizerFast
+
+    folder.mkdir()
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(bundled_texts(), vocab_size=500, show_progress=False,
+                            special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    bpe.save_model(str(folder))
+    tokenizer = RobertaTokenizerFast.from_pretrained(folder, model_max_length=64)
+    RobertaModel(RobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=70, initializer_range=0.1)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -86,3 +86,20 @@ def test_a_regression_has_no_classes_to_ask_for(tiny_bert_dir, tmp_path):
                                        "dataset_name": str(tmp_path / "r.csv")})
     with pytest.raises(finetune.ConfigError, match="is a regression"):
         read_layers(config, ["label"], "and", 40, 3)
+
+
+def test_a_set_with_tags_is_asked_as_whole_texts(tiny_bert_dir, tmp_path, monkeypatch):
+    """The same texts, split into words with tags or not, hold the same."""
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    rows = [" ".join(rng.choice(["a", "film", "by", "a", "good", "man"], rng.integers(2, 12))) for _ in range(150)]
+    (tmp_path / "tags.conll").write_text("\n\n".join(
+        "\n".join(f"{word}\t{'B-x' if word == 'man' else 'O'}" for word in row.split()) for row in rows) + "\n")
+    base = {"model_name_or_path": str(tiny_bert_dir), "max_length": 32, "dataset_name": str(tmp_path / "tags.conll"),
+            "validation_size": 60}
+    config = TrialConfig.from_mapping(base)
+    readings = read_layers(config, ["length", "order"], "and", 40, 2)
+    assert all(reading.estimate > 0.8 for reading in readings if reading.property == "length")
+    assert all(reading.chance == 0.5 and reading.test_rows > 0 for reading in readings)
+    with pytest.raises(finetune.ConfigError, match="finetune probe DIR"):
+        read_layers(config, ["label"], "and", 40, 2)

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from tiny import save_tiny_bert
+from tiny import save_tiny_bert, save_tiny_roberta
 
 from analysis.load.records import load_sources
 from analysis.statistics import metrics
@@ -37,21 +37,35 @@ def _config(file, model, **knobs):
                                      "save_model": False, **knobs})
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-def test_reuse_is_exact_and_the_record_agrees_with_its_predictions(tmp_path, conll, depth):
-    model = save_tiny_bert(tmp_path / "model", layers=2)
-    reused = run_trial(_config(conll, model, freeze_depth=depth, max_length=12))
-    plain = run_trial(_config(conll, model, freeze_depth=depth, max_length=12, prefix_cache=False))
+MODELS = {"BERT": (save_tiny_bert, {}), "RoBERTa": (save_tiny_roberta, {}),
+          "bf16": (save_tiny_bert, {"mixed_precision": "bf16"})}
+FREEZES = [{"freeze_depth": 1}, {"freeze_depth": 2}, {"strategy": "lp_ft:1"}]
+REUSING = [(model, freeze) for model in MODELS for freeze in FREEZES if freeze in FREEZES[:2] or model == "BERT"]
+
+
+@pytest.mark.parametrize(("model", "freeze"), REUSING)
+def test_reuse_is_exact_and_the_record_agrees_with_its_predictions(tmp_path, conll, model, freeze):
+    save, knobs = MODELS[model]
+    folder = save(tmp_path / "model")
+    reused = run_trial(_config(conll, folder, max_length=12, **freeze, **knobs))
+    plain = run_trial(_config(conll, folder, max_length=12, prefix_cache=False, **freeze, **knobs))
     assert reused.record.prefix["used"] and not plain.record.prefix["used"]
     found, expected = (one.predictions["test_logits"] for one in (reused, plain))
     assert np.isnan(expected).any(), "max_length cuts words here"
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(found, expected, atol=0.02 if model == "bf16" else 1e-4)
     assert len(found) == len(reused.predictions["test_labels"]) == reused.predictions["test_offsets"][-1]
     RecordStore(tmp_path / "runs").publish(reused.record, reused.predictions)
     counts, labels, _ = load_sources([str(tmp_path / "runs")]).trials[0].predictions("test")
     ones = np.ones((1, len(labels)), np.float32)
     for name, value in reused.record.metrics["test"].items():
         assert metrics.weighted(name, "token_classification", counts, labels, ones)[0] == pytest.approx(value)
+
+
+def test_adapters_in_every_layer_leave_nothing_to_reuse_and_change_nothing(tmp_path, conll):
+    model = save_tiny_bert(tmp_path / "model", layers=2)
+    one, other = (run_trial(_config(conll, model, strategy="lora:2", prefix_cache=cache)) for cache in (True, False))
+    assert not one.record.prefix["used"]
+    np.testing.assert_array_equal(one.predictions["test_logits"], other.predictions["test_logits"])
 
 
 def test_pooling_is_inert_and_cut_words_count_as_wrong(tmp_path, conll):

@@ -8,6 +8,7 @@ import pytest
 from tiny import wordpiece_tokenizer
 
 from analysis.findings.premises import _other_metric
+from analysis.statistics.metrics import BY_WORD
 from finetune.config import TrialConfig
 from finetune.trial import run_trial
 
@@ -30,14 +31,15 @@ def test_a_decoder_is_allowed_with_a_warning_and_cut_words_are_counted(tmp_path)
     assert any(note.startswith("words that were cut: ") and "count as wrong" in note for note in record.data["notes"])
 
 
-@pytest.mark.parametrize(("task", "metric", "known", "advice"), [
-    ("token_classification", "f1", {"f1": 0, "precision": 0, "f1_macro": 0}, ""),
-    ("token_classification", "accuracy", {"accuracy": 0, "f1": 0, "precision": 0, "f1_macro": 0}, "--metric f1,"),
-    ("token_classification", "accuracy", {"accuracy": 0, "f1_macro": 0}, "--metric f1_macro,"),
-    ("classification", "accuracy", {"accuracy": 0, "f1": 0, "f1_macro": 0}, "--metric f1_macro,"),
+@pytest.mark.parametrize(("task", "kind", "metric", "known", "advice"), [
+    ("token_classification", "all O", "f1", {"f1": 0, "precision": 0, "f1_macro": 0}, ""),
+    ("token_classification", "all O", "accuracy", {"accuracy": 0, "f1": 0, "precision": 0, "f1_macro": 0},
+     "--metric f1,"),
+    ("token_classification", BY_WORD, "accuracy", {"accuracy": 0, "f1_macro": 0}, ""),
+    ("classification", "majority", "accuracy", {"accuracy": 0, "f1": 0, "f1_macro": 0}, "--metric f1_macro,"),
 ])
-def test_another_metric_is_advised_only_where_a_constant_answer_does_worse_in_it(task, metric, known, advice):
-    record = SimpleNamespace(task=task, metrics={"test": known})
+def test_another_metric_is_advised_only_where_the_baseline_does_worse_in_it(task, kind, metric, known, advice):
+    record = SimpleNamespace(task=task, metrics={"test": known}, baseline={"kind": kind})
     said = _other_metric(SimpleNamespace(metric=metric, reference=SimpleNamespace(trials=[SimpleNamespace(
         record=record)])))
     assert advice in said and bool(said) == bool(advice)

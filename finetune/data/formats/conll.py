@@ -8,6 +8,8 @@ multi-word tokens (1-2) and empty nodes (1.1) are left out, their words stay.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Collection
+from typing import Any
 
 from finetune.data.formats.table import Table
 from finetune.errors import DataError, shown
@@ -24,10 +26,24 @@ _COMMENT = re.compile(r"#(\s|$)")
 def is_conll(text: str) -> bool:
     """Whether a .txt or .tsv holds CoNLL's columns: empty lines between, every last column O or PREFIX-TYPE."""
     lines = text.split("\n")[:_SAMPLE]
-    words = [fields for line in lines if (fields := _fields(line, universal=False))]
     ended = any(not line.strip() for line in lines[:-1]) and lines[0].strip()
-    return bool(ended and words) and len(set(map(len, words))) == 1 and len(words[0]) > 1 and all(
-        _TAG.fullmatch(fields[-1]) for fields in words)
+    return bool(ended) and _all_end_in(lines, _TAG.fullmatch)
+
+
+def has_tags(text: str, tags: Collection[str]) -> bool:
+    """Whether a text holds CoNLL's columns, for who knows the tags: every last column is one of `tags`, or O or
+    PREFIX-TYPE. One sentence needs no empty line where there are tabs.
+    """
+    lines = text.strip("\r\n").split("\n")[:_SAMPLE]
+    divided = any(not line.strip() for line in lines) or all("\t" in line for line in lines)
+    return divided and _all_end_in(lines, lambda tag: tag in tags or _TAG.fullmatch(tag))
+
+
+def _all_end_in(lines: list[str], is_tag: Callable[[str], Any]) -> bool:
+    """Whether all tokens have the same number of columns, more than one, of which the last is a tag."""
+    words = [fields for line in lines if (fields := _fields(line, universal=False))]
+    return bool(words) and len(set(map(len, words))) == 1 and len(words[0]) > 1 and all(
+        is_tag(fields[-1]) for fields in words)
 
 
 def read_conll(text: str, source: str, suffix: str) -> Table:
