@@ -15,7 +15,8 @@ if "FINETUNE_CACHE" not in os.environ:  # tests leave nothing in the user's
     atexit.register(shutil.rmtree, os.environ["FINETUNE_CACHE"], ignore_errors=True)
 # Before torch is imported: trials are compared to the last digit with those of other processes, which a launcher gives
 # one thread, and several test processes share the cores.
-os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+# A sweep's only worker has a thread per core all the same: it shall not spin for a core that others use.
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")  # tests about W&B say what they want
 

@@ -17,6 +17,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "examples" / "tutorial.ipynb"
+ONE_CORE = {"SLURM_CPUS_PER_TASK": "1"}  # one worker of one thread: each worker more imports torch once more
 
 
 def executed(folder: Path, **environment: str) -> dict[str, str]:
@@ -36,7 +37,7 @@ def check(told: dict[str, str]) -> None:
 
 @pytest.mark.timeout(900)  # against a hang only
 def test_the_notebook_runs_with_fewer_rows(tmp_path):
-    check(executed(tmp_path, TUTORIAL_QUICK="1"))
+    check(executed(tmp_path, TUTORIAL_QUICK="1", **ONE_CORE))
 
 
 @pytest.mark.slow
@@ -84,7 +85,7 @@ def test_the_notebook_is_small_and_kept_without_errors():
 def test_the_script_runs(tmp_path):
     script = ROOT / "examples" / "depths.py"
     assert len(script.read_text(encoding="utf-8").splitlines()) <= 30
-    done = subprocess.run([sys.executable, str(script), "24"], cwd=tmp_path, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run([sys.executable, str(script), "16"], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, **ONE_CORE, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     assert "test accuracy" in done.stdout and (tmp_path / "depths.png").stat().st_size > 1000

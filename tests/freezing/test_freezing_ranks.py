@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import killing
 import pytest
+import ranks_driver
 import torch
 from safetensors.torch import load_file
 
-DRIVER = Path(__file__).parents[1] / "support" / "ranks_driver.py"
 PHASED = ["lp_ft:1", "gradual:1", "lisa:2/3", "auto:80"]
 STRATEGIES = ["full", "prefix:2", *PHASED, "lora:2"]
 EPOCHS = 3
@@ -22,22 +19,17 @@ def file_name(strategy):
     return strategy.replace(":", "-").replace("/", "-")
 
 
-def run(command, folder, model, batch, steps=1):
+def run(count, folder, model, batch):
     trials = {
         file_name(strategy): {
             "model_name_or_path": str(model), "strategy": strategy, "train_size": 48, "evaluation_size": 12,
-            "num_train_epochs": EPOCHS, "per_device_train_batch_size": batch, "gradient_accumulation_steps": steps,
-            "learning_rate": 1e-3, "head_learning_rate": 1e-2, "head_dropout": 0.0, "prefix_cache": False,
+            "num_train_epochs": EPOCHS, "per_device_train_batch_size": batch, "learning_rate": 1e-3,
+            "head_learning_rate": 1e-2, "head_dropout": 0.0, "prefix_cache": False,
         } for strategy in STRATEGIES
     }
     folder.mkdir()
-    (folder / "trials.json").write_text(json.dumps(trials))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "ACCELERATE_USE_CPU": "true",
-                   "CUDA_VISIBLE_DEVICES": "",
-                   "PYTHONPATH": os.pathsep.join([str(DRIVER.parents[1]), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([*command, str(DRIVER), str(folder), str(folder / "trials.json")], env=environment,
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    failed = killing.ranks(count, folder, ranks_driver.main, folder, trials)
+    assert not failed, failed
     return folder
 
 
@@ -56,13 +48,12 @@ def quiet_bert(tiny_bert_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_ranks(quiet_bert, tmp_path_factory):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return run(launcher, tmp_path_factory.mktemp("two") / "out", quiet_bert, batch=4)
+    return run(2, tmp_path_factory.mktemp("two") / "out", quiet_bert, batch=4)
 
 
 @pytest.fixture(scope="module")
 def one_rank(quiet_bert, tmp_path_factory):
-    return run([sys.executable], tmp_path_factory.mktemp("one") / "out", quiet_bert, batch=8)
+    return run(1, tmp_path_factory.mktemp("one") / "out", quiet_bert, batch=8)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

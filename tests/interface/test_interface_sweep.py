@@ -33,7 +33,7 @@ def test_a_script_needs_no_guard(tiny_bert_dir, tmp_path):
     (tmp_path / "mine.py").write_text(textwrap.dedent(f"""\
         import finetune
         print("once")
-        result = finetune.run_sweep({sweep_of(tiny_bert_dir)!r}, set={{"seed": range(1, 3)}}, workers=2)
+        result = finetune.run_sweep({sweep_of(tiny_bert_dir)!r}, set={{"seed": range(1, 3)}}, workers=1)
         print(result.output_dir, len(result.trials), result.failures)
         print(len(result.report().curve))
         """))
@@ -43,24 +43,30 @@ def test_a_script_needs_no_guard(tiny_bert_dir, tmp_path):
     assert again.stdout == done.stdout and "probing" not in again.stderr
 
 
-def test_a_thread_may_call_it(tiny_bert_dir, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def from_a_thread(tiny_bert_dir, tmp_path_factory):
+    """A sweep of two learning rates, of which one ends in numbers that are none, without an output_dir."""
     found = []
+    sweep = sweep_of(tiny_bert_dir, max_grad_norm=0, head_learning_rate=1e-3, weight_decay=10,
+                     lr_scheduler_type="constant", mixed_precision="bf16") | {"name": "lr-0.1"}
     call = threading.Thread(target=lambda: found.append(finetune.run_sweep(
-        sweep_of(tiny_bert_dir) | {"name": "lr-0.1"}, set={"freeze_depth": 4}, workers=1, progress=False)))
-    call.start()
-    call.join()
-    assert found[0].failures == [] and len(found[0].trials) == 1
-    assert found[0].output_dir == Path("runs/lr-0.1")  # the whole name: lr-0.2 is another sweep
+        sweep, set={"freeze_depth": 0, "learning_rate": [1e-4, 10], "num_train_epochs": 8}, workers=1,
+        progress=False)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("thread"))
+        call.start()
+        call.join()
+        yield found[0]
 
 
-def test_failures_are_told(tiny_bert_dir, tmp_path):
-    result = finetune.run_sweep(
-        sweep_of(tiny_bert_dir, learning_rate=10, max_grad_norm=0, head_learning_rate=10, weight_decay=10,
-                 lr_scheduler_type="constant", mixed_precision="bf16"),
-        set={"freeze_depth": 0, "num_train_epochs": 30}, output_dir=tmp_path, workers=1, progress=False)
-    assert len(result.failures) == 1 and "failed" in result._repr_html_()
-    assert list(result.trials["state"]) == ["failed"]
+def test_a_thread_may_call_it(from_a_thread):
+    assert from_a_thread.output_dir == Path("runs/lr-0.1")  # the whole name: lr-0.2 is another sweep
+    assert len(RecordStore(from_a_thread.output_dir).trial_ids()) == 2
+
+
+def test_failures_are_told(from_a_thread):
+    assert len(from_a_thread.failures) == 1 and "failed" in from_a_thread._repr_html_()
+    assert sorted(from_a_thread.trials["state"]) == ["complete", "failed"]
 
 
 @pytest.fixture

@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import sys
+import traceback
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -136,6 +138,40 @@ def run(knobs, folder, observer=None, threads=1):
     process.start()
     process.join()
     return process.exitcode, log.read_text()
+
+
+def ranks(count, folder, target, *arguments):
+    """What the last of `count` ranks to fail has said, or "": each runs target(*arguments), forked like a trial.
+
+    They find each other by the variables that torchrun sets; alone, none is set. torchrun itself and its import of
+    torch in each rank are what test_distributed.py has.
+    """
+    _serve()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    logs = [folder.with_name(f"{folder.name}.rank{rank}.log") for rank in range(count)]
+    processes = [_server.Process(target=_rank, args=(rank, count, port, log, target, arguments), daemon=True)
+                 for rank, log in enumerate(logs)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return "\n".join(log.read_text() for process, log in zip(processes, logs, strict=True) if process.exitcode)
+
+
+def _rank(rank, count, port, log, target, arguments):
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 2)
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    if count > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+                       "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        target(*arguments)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
 
 
 def records(folder):

@@ -1,13 +1,9 @@
-"""What each rank ends every epoch with, for test_freezing_ranks.py: run under torchrun or alone.
-
-usage: ranks_driver.py FOLDER TRIALS.json     writes FOLDER/<name>.rank<r>.safetensors and FOLDER/<name>.json
-"""
+"""What each rank ends every epoch with, for test_freezing_ranks.py: run by each of two ranks, or alone."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -19,6 +15,7 @@ from finetune.trial import run_trial
 
 
 def main(folder: Path, trials: dict[str, dict]) -> None:
+    """Writes folder/<name>.rank<r>.safetensors and folder/<name>.json. It changes the loop: for a process of its own."""
     torch.set_num_threads(1)
     rank = int(os.environ.get("RANK", "0"))
     train_epoch = loop.Trainer.train_epoch
@@ -37,6 +34,3 @@ def main(folder: Path, trials: dict[str, dict]) -> None:
         if rank == 0:
             (folder / f"{name}.json").write_text(json.dumps(record.as_json()))
 
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()))

@@ -1,14 +1,9 @@
-"""Two ranks: a whole trial, one that a signal to one rank stops after step STEP, and its continuation (torchrun).
-
-usage: resume_driver.py FOLDER KNOBS-AS-JSON STEP     publishes FOLDER/whole and FOLDER/stopped
-"""
+"""Two ranks: a whole trial, one that a signal to one rank stops after a step, and its continuation."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import torch
@@ -39,6 +34,7 @@ def run(knobs, folder, step=None):
 
 
 def main(folder: Path, knobs: dict, step: int) -> None:
+    """What each rank runs: publishes folder/whole and folder/stopped."""
     torch.set_num_threads(1)
     progress.REPORT_EVERY_SECONDS = -1
     run(knobs, folder / "whole")
@@ -48,6 +44,3 @@ def main(folder: Path, knobs: dict, step: int) -> None:
         Path(folder / f"interrupted.{os.environ['RANK']}").touch()
     run(knobs, folder / "stopped")
 
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]))

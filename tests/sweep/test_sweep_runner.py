@@ -43,47 +43,57 @@ def records(folder):
     return list(RecordStore(folder))
 
 
-def test_a_grid_runs_once_and_is_published_whole(tmp_path):
-    ending = sweep(tmp_path, grid())
-    assert ending.exit_code == 0 and set(starts(tmp_path).values()) == {1}
-    assert {(r.config["freeze_depth"], r.config["seed"]) for r in records(tmp_path)} == {
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A grid by two workers: its directory, and how it ended."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, sweep(folder, grid(), workers=2)
+
+
+@pytest.fixture
+def finished(whole, tmp_path):
+    """A directory of that grid of the test's own."""
+    return shutil.copytree(whole[0], tmp_path / "finished")
+
+
+def test_a_grid_runs_once_and_is_published_whole(whole):
+    folder, ending = whole
+    assert ending.exit_code == 0 and set(starts(folder).values()) == {1}
+    assert {(r.config["freeze_depth"], r.config["seed"]) for r in records(folder)} == {
         (depth, seed) for depth in (0, 2) for seed in (1, 2, 3)}
-    for record in records(tmp_path):
+    for record in records(folder):
         assert (record.sweep, record.protocol, record.state) == ("test", {"phase": "tune"}, "complete")
-        assert RecordStore(tmp_path).predictions(record)["validation_logits"][0, 0] == record.config["seed"]
-    plan = json.loads((tmp_path / "sweep.json").read_text())
-    assert set(plan["trials"]["tune"]) == set(RecordStore(tmp_path).trial_ids())
+        assert RecordStore(folder).predictions(record)["validation_logits"][0, 0] == record.config["seed"]
+    plan = json.loads((folder / "sweep.json").read_text())
+    assert set(plan["trials"]["tune"]) == set(RecordStore(folder).trial_ids())
     assert plan["spec"]["parameters"]["seed"] == {"values": [1, 2, 3]}
-    assert "best accuracy 0.9079 (freeze_depth=0 seed=3)" in closing(ending, tmp_path)
+    assert "best accuracy 0.9079 (freeze_depth=0 seed=3)" in closing(ending, folder)
 
 
 @pytest.mark.fault("kill", "killed between a record and the removal of its checkpoints",
                    "the next sweep removes them, and trains nothing again")
-def test_checkpoints_beside_a_record_go_with_the_next_sweep(tmp_path):
-    sweep(tmp_path, grid())
-    left = tmp_path / "checkpoints" / RecordStore(tmp_path).trial_ids()[0] / "step-00000008-epoch-0002"
+def test_checkpoints_beside_a_record_go_with_the_next_sweep(finished):
+    left = finished / "checkpoints" / RecordStore(finished).trial_ids()[0] / "step-00000008-epoch-0002"
     left.mkdir(parents=True)
-    sweep(tmp_path, grid())
-    assert set(starts(tmp_path).values()) == {1} and not (tmp_path / "checkpoints").exists()
+    sweep(finished, grid())
+    assert set(starts(finished).values()) == {1} and not (finished / "checkpoints").exists()
 
 
-def test_a_rerun_does_only_what_is_missing(tmp_path):
-    sweep(tmp_path, grid())
-    first, second, *_ = records(tmp_path)
-    (tmp_path / "trials" / first.trial_id / "record.json").unlink()
-    damaged = tmp_path / "trials" / second.trial_id / "predictions.npz"
+def test_a_rerun_does_only_what_is_missing(finished):
+    first, second, *_ = records(finished)
+    (finished / "trials" / first.trial_id / "record.json").unlink()
+    damaged = finished / "trials" / second.trial_id / "predictions.npz"
     damaged.write_bytes(damaged.read_bytes()[:-7])
-    ending = sweep(tmp_path, grid())
+    ending = sweep(finished, grid())
     assert ending.boards[0].already == 4 and ending.boards[0].complete == 2
-    assert {trial for trial, count in starts(tmp_path).items() if count == 2} == {first.trial_id, second.trial_id}
-    assert [path.name.split(".")[0] for path in (tmp_path / "quarantine").iterdir()] == [second.trial_id]
+    assert {trial for trial, count in starts(finished).items() if count == 2} == {first.trial_id, second.trial_id}
+    assert [path.name.split(".")[0] for path in (finished / "quarantine").iterdir()] == [second.trial_id]
 
 
-def test_an_edited_file_runs_only_what_is_new(tmp_path):
-    sweep(tmp_path, grid())
+def test_an_edited_file_runs_only_what_is_new(finished):
     bigger = grid()
     bigger["parameters"]["seed"] = {"values": [1, 2, 3, 4]}
-    ending = sweep(tmp_path, bigger)
+    ending = sweep(finished, bigger)
     assert ending.boards[0].already == 6 and ending.boards[0].complete == 2
 
 
@@ -98,11 +108,10 @@ def test_one_bad_point_and_nothing_runs(tmp_path, raw, error, words):
     assert not (tmp_path / "new").exists()
 
 
-def test_what_was_there_stays_when_a_later_sweep_is_refused(tmp_path):
-    sweep(tmp_path, grid())
+def test_what_was_there_stays_when_a_later_sweep_is_refused(finished):
     with pytest.raises(DataError):
-        sweep(tmp_path, grid(data="bad"))
-    assert len(records(tmp_path)) == 6
+        sweep(finished, grid(data="bad"))
+    assert len(records(finished)) == 6
 
 
 def test_points_that_differ_in_inert_knobs_are_one_trial(tmp_path):
@@ -115,7 +124,7 @@ def test_points_that_differ_in_inert_knobs_are_one_trial(tmp_path):
 
 
 def test_a_crashed_worker_s_trial_is_taken_over(tmp_path):
-    ending = sweep(tmp_path, grid(data="toy?crash=2&once=1"))
+    ending = sweep(tmp_path, grid(data="toy?crash=2&once=1"), workers=2)
     assert ending.exit_code == 0 and len(records(tmp_path)) == 6
     assert sorted(starts(tmp_path).values()) == [1, 1, 1, 1, 2, 2]
 
@@ -152,19 +161,19 @@ def test_a_hung_trial_is_ended_with_its_children(tmp_path):
 def test_hyperband_prunes_and_the_pruned_stay_pruned(tmp_path):
     raw = grid(early_terminate={"type": "hyperband", "min_iter": 1, "eta": 3})
     raw["parameters"]["freeze_depth"] = {"values": [0, 1, 3]}
-    ending = sweep(tmp_path, raw, workers=1)
+    ending = sweep(tmp_path, raw)
     pruned = {record.config["freeze_depth"] for record in records(tmp_path) if record.state == "pruned"}
     assert pruned == {1, 3} and ending.exit_code == 0
     assert all(len(record.history) == 1 for record in records(tmp_path) if record.state == "pruned")
-    assert sweep(tmp_path, raw, workers=1).boards[0].already == 9
+    assert sweep(tmp_path, raw).boards[0].already == 9
 
 
 def test_random_respects_cap_and_seed(tmp_path):
     raw = grid(method="random", run_cap=5)
     raw["parameters"] |= {"learning_rate": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-2}}
     rates = []
-    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
-        assert sweep(tmp_path / folder, raw, search_seed=seed).boards[0].complete == 5
+    for folder, seed, workers in (("a", 1, 1), ("b", 1, 2), ("c", 2, 1)):
+        assert sweep(tmp_path / folder, raw, search_seed=seed, workers=workers).boards[0].complete == 5
         rates.append({record.config["learning_rate"] for record in records(tmp_path / folder)})
     assert rates[0] == rates[1] and rates[0].isdisjoint(rates[2])
 
@@ -172,7 +181,7 @@ def test_random_respects_cap_and_seed(tmp_path):
 def test_the_target_ends_the_search(tmp_path):
     raw = grid(method="random", metric={**METRIC, "target": 0.85})
     raw["parameters"] = {"learning_rate": {"distribution": "log_uniform_values", "min": 1e-6, "max": 1e-2}}
-    ending = sweep(tmp_path, raw, workers=1)
+    ending = sweep(tmp_path, raw)
     values = [record.metrics["validation"]["accuracy"] for record in records(tmp_path)]
     assert sum(value >= 0.85 for value in values) == 1 and ending.exit_code == 0
     assert "no run_cap: the search goes on until it is stopped (Ctrl-C)" in ending.lines
@@ -181,7 +190,7 @@ def test_the_target_ends_the_search(tmp_path):
 def test_an_endless_search_ends_when_its_space_does(tmp_path):
     raw = grid(method="random")
     raw["parameters"] = {"freeze_depth": {"min": 0, "max": 2}}
-    assert sweep(tmp_path, raw, workers=1).boards[0].complete == 3
+    assert sweep(tmp_path, raw).boards[0].complete == 3
 
 
 def test_a_range_that_is_no_configuration_is_refused_before_anything_runs(tmp_path):
@@ -291,7 +300,7 @@ def test_gpus_are_found_without_torch(tmp_path, monkeypatch):
 
 def test_each_worker_gets_its_gpu_and_its_share_of_the_cores(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
-    sweep(tmp_path, grid(data="toy?seconds=0.3&environment=1"))
+    sweep(tmp_path, grid(data="toy?seconds=0.3&environment=1"), workers=2)
     seen = [json.loads(line) for line in (tmp_path / "environment.log").read_text().splitlines()]
     assert {entry["CUDA_VISIBLE_DEVICES"] for entry in seen} == {"5", "6"}
     share = str(max(1, len(os.sched_getaffinity(0)) // 2))

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import killing
 import pytest
-
-DRIVER = Path(__file__).parents[1] / "support" / "resume_driver.py"
+import resume_driver
 
 VARIANTS = {
     "prefix": {"freeze_depth": 2},
@@ -150,11 +144,8 @@ def test_a_damaged_checkpoint_is_skipped_by_the_trial(tmp_path, knobs):
 def test_two_ranks_stop_together_and_go_on(tmp_path, knobs, reuse):
     knobs = {**knobs, "freeze_depth": 2, "per_device_train_batch_size": 4, "checkpointing_steps": None,
              "prefix_cache": reuse}
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-                           str(DRIVER), str(tmp_path), json.dumps(knobs), "8"],
-                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1",
-                                                                  "CUDA_VISIBLE_DEVICES": ""})  # two ranks on CPUs
-    assert done.returncode == 0, done.stderr[-3000:]
+    failed = killing.ranks(2, tmp_path / "out", resume_driver.main, tmp_path, knobs, 8)
+    assert not failed, failed
     assert len(list(tmp_path.glob("interrupted.*"))) == 2
     (record,) = killing.records(tmp_path / "stopped")
     assert [resume["step"] for resume in record.resumes] == [8] and record.environment["processes"] == 2
