@@ -30,6 +30,7 @@ from finetune.sweep.spec.schema import SweepSpec
 from finetune.sweep.storages import StudyStorage, open_storage
 from finetune.sweep.view.board import Board, label_of
 from finetune.sweep.view.live import View
+from finetune.sweep.workers.birth import Newborn
 from finetune.sweep.workers.cards import weights_at_hand
 from finetune.sweep.workers.pool import Machine
 from finetune.sweep.workers.team import Team
@@ -55,15 +56,15 @@ class Ending:
         return 3 if self.failures else 0
 
 
-def run_sweep(spec: SweepSpec, options: SweepOptions, view: View) -> Ending:
-    """Everything from the check of the points to the last record.
+def run_sweep(spec: SweepSpec, options: SweepOptions, view: View, born: Newborn | None = None) -> Ending:
+    """Everything from the check of the points to the last record. `born`: the first worker's process, if it is there.
 
     Raises ConfigError for a bad point, DataError, EnvironmentProblem (also: somebody holds the directory), Interrupted.
     """
     existed = options.output_dir.exists()
     spec = prepared(spec, options) if options.adaptive else spec
     with (output_lock(options.output_dir), nothing_half_written(options.output_dir, existed),
-          team_for(spec, options, view, options.output_dir / LOGS) as team):
+          team_for(spec, options, view, options.output_dir / LOGS, born) as team):
         team.grow(team.count)  # all import torch while the study is opened and the first one resolves the points
         storage = open_storage(options.storage, options.output_dir, grace=options.grace)
         try:
@@ -233,11 +234,12 @@ def output_lock(output_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def team_for(spec: SweepSpec, options: SweepOptions, view: View, logs: Path) -> Iterator[Team]:
+def team_for(spec: SweepSpec, options: SweepOptions, view: View, logs: Path,
+             born: Newborn | None = None) -> Iterator[Team]:
     """Workers that end with this block: at once after an error, with time for a checkpoint after a signal."""
     machine = Machine.here()
     team = Team(machine, worker_count(machine, spec, options), task=options.task, logs=logs,
-                ask_verdicts=spec.early_terminate is not None)
+                ask_verdicts=spec.early_terminate is not None, born=born)
     team.on_second_signal(view.close, exits=not options.from_python)
     try:
         yield team
