@@ -6,7 +6,7 @@ coordinator -> worker    ("begin", WorkerOptions), first of all    ("warm", knob
 worker -> coordinator    ("ready", None)    ("resolved", (key, description))    ("refused", (key, error))
                          ("resolving_done", None)    ("started", description)    ("stepped", (step, total, loss))
                          ("said", sentence)    ("noted", sentence about W&B)    ("epoch", entry)
-                         ("finished", (record, predictions))    ("failed", error)    ("probed", reason or None)
+                         ("finished", (record, predictions))    ("failed", error)    ("probed", (text, reason why not))
 An error is {"type": class name, "problems": [line, …]}.
 """
 
@@ -82,7 +82,7 @@ def _serve(connection: Connection, task: Any, options: WorkerOptions) -> None:
         elif kind == "prefix":
             configure(content)
         elif kind == "probe":
-            connection.send(("probed", _probe(*content)))
+            connection.send(("probed", _probe(content)))
         elif kind == "run":
             began = time.monotonic()
             if not gc.isenabled():  # libraries and pretrained weights stay: the collector need not look through them
@@ -129,20 +129,16 @@ def _run(connection: Connection, task: Any, knobs: Mapping[str, Any], origin: Ma
         return "failed", _describe(error)
 
 
-def _probe(folder: Path, threads: int) -> str | None:
-    """Why there is no layer probe, or None."""
-    import torch
+def _probe(folder: Path) -> tuple[str | None, str | None]:
+    """What probe.json shall hold, or why there is no layer probe."""
+    from finetune.sweep.probe import probe_text
 
-    from finetune.sweep.probe import probe_directory
-
-    torch.set_num_threads(threads)
     try:
-        probe_directory(folder)
+        return probe_text(folder), None
     except Interrupted:
         raise
     except Exception as error:
-        return _describe(error)["problems"][0]
-    return None
+        return None, _describe(error)["problems"][0]
 
 
 @contextlib.contextmanager
