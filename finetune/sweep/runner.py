@@ -25,17 +25,18 @@ from finetune.sweep.plan import Plan, SweepOptions, fixed_knobs, known_points, m
 from finetune.sweep.search.confirmation import Choice, Tuned, choose, confirmation_values, fresh_seeds
 from finetune.sweep.search.search import Search
 from finetune.sweep.search.trials import outcome_of
+from finetune.sweep.spare_time import SpareTime, spare_time
 from finetune.sweep.spec.points import Point
 from finetune.sweep.spec.schema import SweepSpec
 from finetune.sweep.storages import StudyStorage, open_storage
 from finetune.sweep.view.board import Board, label_of
 from finetune.sweep.view.live import View
+from finetune.sweep.workers.birth import Newborn
 from finetune.sweep.workers.cards import weights_at_hand
 from finetune.sweep.workers.pool import Machine
 from finetune.sweep.workers.team import Team
 
 LOCK_FILE = "sweep.lock"
-PROBE_FILE = "probe.json"
 LOGS = "logs"
 
 
@@ -55,15 +56,15 @@ class Ending:
         return 3 if self.failures else 0
 
 
-def run_sweep(spec: SweepSpec, options: SweepOptions, view: View) -> Ending:
-    """Everything from the check of the points to the last record.
+def run_sweep(spec: SweepSpec, options: SweepOptions, view: View, born: Newborn | None = None) -> Ending:
+    """Everything from the check of the points to the last record. `born`: the first worker's process, if it is there.
 
     Raises ConfigError for a bad point, DataError, EnvironmentProblem (also: somebody holds the directory), Interrupted.
     """
     existed = options.output_dir.exists()
     spec = prepared(spec, options) if options.adaptive else spec
     with (output_lock(options.output_dir), nothing_half_written(options.output_dir, existed),
-          team_for(spec, options, view, options.output_dir / LOGS) as team):
+          team_for(spec, options, view, options.output_dir / LOGS, born) as team):
         team.grow(team.count)  # all import torch while the study is opened and the first one resolves the points
         storage = open_storage(options.storage, options.output_dir, grace=options.grace)
         try:
@@ -77,7 +78,6 @@ def run_sweep(spec: SweepSpec, options: SweepOptions, view: View) -> Ending:
             ending = (_adaptive if options.adaptive else _in_phases)(plan, options, team, storage, view)
         finally:
             storage.close()
-        probe_layers(plan, options, team, view)
     return ending
 
 
@@ -93,26 +93,6 @@ def _adaptive(plan: Plan, options: SweepOptions, team: Team, storage: StudyStora
     return Ending([board], failures, sweep.choices(), plan.searched, sweep.section)
 
 
-def probe_layers(plan: Plan, options: SweepOptions, team: Team, view: View) -> None:
-    """Linear probes on every depth's features, once, after a sweep over depths; what it finds is a picture, no result.
-
-    A worker does it, which has torch, texts and weights at hand; by then all cores are free.
-    """
-    if "freeze_depth" not in plan.searched or options.task != SweepOptions.task or options.storage is not None:
-        return
-    worker = next((worker for worker in team.workers if worker.ready), None)
-    if (options.output_dir / PROBE_FILE).exists() or worker is None:
-        return
-    view.say("probing the frozen features of every depth (one pass over the texts)")
-    worker.send("probe", (options.output_dir, team.machine.cores))
-    while True:
-        for event in team.events(1.0):
-            if event.worker is worker and event.kind in ("probed", "died"):
-                if event.content is not None:
-                    view.say(f"no layer probe: {event.content}")
-                return
-
-
 class Sweep:
     """The phases of one planned sweep."""
 
@@ -124,17 +104,17 @@ class Sweep:
     def run(self) -> Ending:
         trials = {"tune": [candidate.trial_id for candidate in self.plan.candidates]}
         write_sweep_file(self.plan, self.options, trials)
-        boards = [self._phase(self.plan, {"phase": "tune"})]
+        boards = [self._phase(self.plan, {"phase": "tune"}, last=not self.options.confirm)]
         choices: list[Choice] = []
         if self.options.confirm:
             choices = choose(self._tuned(), maximize=boards[0].maximize)
             plan, protocol = self._confirmation(choices)
             trials["confirm"] = [candidate.trial_id for candidate in plan.candidates]
             write_sweep_file(self.plan, self.options, trials)
-            boards.append(self._phase(plan, protocol))
+            boards.append(self._phase(plan, protocol, last=True))
         return Ending(boards, self.failures, choices, self.plan.searched)
 
-    def _phase(self, plan: Plan, protocol: dict[str, Any]) -> Board:
+    def _phase(self, plan: Plan, protocol: dict[str, Any], *, last: bool) -> Board:
         search = self._search(plan, protocol["phase"])
         contents = [description.content for description in plan.descriptions.values()]
         self.team.tell("prefix", hint_for(contents, self.options.prefix_budget))
@@ -142,10 +122,12 @@ class Sweep:
         finished = records_on_disk(self.store, plan)
         board = _board(plan, search, finished, self.team.count, protocol["phase"])
         view = StatusFile(self.view, self.options.output_dir / STATUS_FILE)
+        spare = spare_time(plan, self.options, self.team, view) if last else SpareTime()
         dispatcher = Dispatcher(plan, search, self.team, self.store, self.options, board, view,
-                                finished=finished, protocol=protocol)
+                                finished=finished, protocol=protocol, spare=spare)
         try:
             dispatcher.run()
+            spare.end()
         finally:
             board.finished = time.monotonic()
             view.write(board, ended=True)
@@ -234,11 +216,12 @@ def output_lock(output_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def team_for(spec: SweepSpec, options: SweepOptions, view: View, logs: Path) -> Iterator[Team]:
+def team_for(spec: SweepSpec, options: SweepOptions, view: View, logs: Path,
+             born: Newborn | None = None) -> Iterator[Team]:
     """Workers that end with this block: at once after an error, with time for a checkpoint after a signal."""
     machine = Machine.here()
     team = Team(machine, worker_count(machine, spec, options), task=options.task, logs=logs,
-                ask_verdicts=spec.early_terminate is not None)
+                ask_verdicts=spec.early_terminate is not None, born=born)
     team.on_second_signal(view.close, exits=not options.from_python)
     try:
         yield team

@@ -5,5 +5,5 @@ from finetune.lazy import lazy_names
 __getattr__ = lazy_names(__name__, {
     "TrialOutcome": "state", "run_trial": "recipe",
     "ResolvedTrial": "resolve", "resolve_trial": "resolve",
-    "build_classifier": "build", "encode_splits": "build", "audit": "build",
+    "prepare_trial": "build", "build_classifier": "build", "encode_splits": "build", "audit": "build",
 })

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 import numpy as np
 import torch
 
+from finetune.config import TrialConfig
 from finetune.data import EncodedSplit, Split, encode_split, padding_id
 from finetune.data.encoding.batches import Collator, to_device
 from finetune.data.targets import balanced_weights, target_units
@@ -21,7 +22,7 @@ from finetune.randomness import stream_seed
 from finetune.training.device import bucket_tokens
 from finetune.training.loop import Trainer, per_example_loss
 from finetune.trial.memo import Memo
-from finetune.trial.resolve import ResolvedTrial
+from finetune.trial.resolve import ResolvedTrial, resolve_trial
 from finetune.trial.state import TrialRun
 
 AUDIT_ROWS = 4
@@ -31,6 +32,11 @@ AUDITED_BY = ("strategy", "freeze_depth", "pooling", "head_size", "reinit_layers
 MOST_IDLE = 4  # classifiers that wait for their next head
 _idle: dict[Hashable, tuple[Backbone, Classifier, LayerStack]] = {}
 _encodings_memo, _audits_memo = Memo(12), Memo(32)
+
+
+def prepare_trial(config: TrialConfig) -> None:
+    """Load what a trial of this model on these rows reads: a process keeps weights, rows and token ids."""
+    encode_splits(resolve_trial(config))
 
 
 def build_trainer(run: TrialRun) -> Trainer:

@@ -89,9 +89,15 @@ def test_the_command_writes_what_the_report_reads(config, tmp_path):
     content = json.loads((folder / "probe.json").read_text())
     assert content == json.loads(done.stdout) == layer_probe(config)
     assert [point["freeze_depth"] for point in content["points"]] == [-1, 1, 2, 3, 4]
+    from analysis.command import _probe
     from analysis.load.records import read_probe
+    from finetune.sweep.workers import worker
 
+    assert worker._probe(folder) == ((folder / "probe.json").read_text(), None)
+    (folder / "probe.json").unlink()
+    _probe([str(folder), "wandb:a/b/c"])  # finetune report --probe
     assert read_probe(folder / "probe.json")[0]["points"] == content["points"]
+    assert worker._probe(tmp_path / "no")[0] is None and "no complete trial" in worker._probe(tmp_path / "no")[1]
     missing = subprocess.run([sys.executable, "-m", "finetune", "probe", str(tmp_path / "no")], capture_output=True,
                              text=True)
     assert missing.returncode == 2 and "no complete trial" in missing.stderr

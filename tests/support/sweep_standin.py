@@ -6,6 +6,7 @@ It offers the same two functions. `dataset_name` carries what shall happen, as a
   environment=1  its variables go to OUTPUT_DIR/environment.log        stubborn=1   SIGTERM is ignored
   layers=12      of the backbone (4)        knee=5   depths beyond it are wrong more often on the test rows
   test=400       test rows whose predictions are left: as right as the knee says, row by row, seed by seed
+  prefix=1       depths from 1 on read kept activations, as far as their description goes
   child=1        a hanging trial has a child process of its own (OUTPUT_DIR/children.log)
 The accuracy of an epoch is a known function of the knobs. Every start is a line in OUTPUT_DIR/starts.log.
 """
@@ -44,7 +45,8 @@ class Resolved:
         return {"trial_id": self.trial_id, "setting_id": self.setting_id, "effective": self.effective,
                 "strategy": f"prefix:{self.config.freeze_depth}", "metric": "accuracy",
                 "num_layers": int(behaviour.get("layers", LAYERS)), "metrics": ["accuracy", "loss"],
-                "task": "classification",
+                "task": "classification", "prefix_id": "toy",
+                "prefix_boundaries": [depth] if behaviour.get("prefix") and (depth := self.config.freeze_depth) else [],
                 "rows": {"train": 64, "validation": 20, "test": 20},
                 "parameters": {"total": 100, "trainable": 10}, "total_epochs": self.config.num_train_epochs,
                 "total_steps": 4 * self.config.num_train_epochs}

@@ -76,6 +76,24 @@ def test_filling_goes_on_where_a_dead_coordinator_stopped(bench):
     assert sorted(bench.drain()) == sorted(ids(bench))
 
 
+def test_the_first_trial_is_handed_out_before_all_are_queued(bench):
+    search = bench.start()
+    assert len(search.study.trials) < len(bench.candidates) == search.waiting()
+    assert search.take().trial_id == ids(bench)[0]
+    while search.fill_on():
+        pass
+    assert len(search.study.trials) == len(bench.candidates) == search.waiting() + 1
+    assert [trial.user_attrs["trial_id"] for trial in search.study.trials] == ids(bench)
+
+
+def test_a_coordinator_that_died_before_all_were_queued_loses_none(bench):
+    ticket = bench.start().take()
+    bench.search.fill_on()
+    bench.search.complete(ticket, 0.5)
+    bench.start(done=[ticket.trial_id])
+    assert sorted(bench.drain()) == sorted(ids(bench)[1:])
+
+
 def test_a_trial_of_a_dead_coordinator_comes_back_with_its_curve(bench):
     search = bench.start()
     ticket = search.take()

@@ -44,6 +44,7 @@ class Board:
     durations: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     started: float = field(default_factory=time.monotonic)
     finished: float | None = None  # when the phase had ended
+    first_step: float | None = None  # when the first optimizer step was done, in seconds since 1970
     deciding: str | None = None  # adaptive: what the trials are for
 
     @property
@@ -79,7 +80,8 @@ class Board:
             "name": self.name, "phase": self.phase, "metric": self.metric, "total": self.total, "already": self.already,
             "complete": self.complete, "pruned": self.pruned, "failed": self.failed, "workers": self.workers,
             "best": None if self.best is None else {"value": self.best[0], "trial": self.best[1]},
-            "deciding": self.deciding, "seconds_left": self.seconds_left(), "running_seconds": self.seconds(),
+            "first_step": self.first_step, "deciding": self.deciding,
+            "seconds_left": self.seconds_left(), "running_seconds": self.seconds(),
             "running": [{"worker": index, **_public(trial), "seconds": now - trial.since}
                         for index, trial in sorted(self.running.items())],
         }

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
-import platform
 import signal
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import psutil
 
-from finetune.sweep.workers import worker as worker_process
+from finetune.sweep.workers.birth import Newborn, WorkerOptions, give_birth, usable_cores, variables_for, workers_for
 from finetune.sweep.workers.cards import free_memory, visible_gpus, workers_per_gpu
-from finetune.sweep.workers.worker import WorkerOptions
 
 MEMORY_PER_WORKER = 3 * 2**30  # bytes; torch, a base-sized encoder and its optimizer state
-# By default glibc gives freed activations back to the system at every step and gets them again, page by page: 5% of
-# the time. Before 2.35 it refuses so large a threshold, and would be slower with half of the pair.
-_KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000"}
-_GLIBC_THAT_TAKES_IT = (2, 35)
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-
 
 @dataclass(frozen=True)
 class Machine:
@@ -42,10 +29,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> Machine:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        granted = os.environ.get("SLURM_CPUS_PER_TASK", "")  # not every cluster keeps its tasks to their cores
-        return cls(min(cores, int(granted)) if granted.isdigit() and int(granted) else cores,
-                   tuple(gpus := visible_gpus()), psutil.virtual_memory().available, free_memory(gpus))
+        return cls(usable_cores(), tuple(gpus := visible_gpus()), psutil.virtual_memory().available, free_memory(gpus))
 
     def workers(self, wanted: int | None, trials: int, weights: int | None = None) -> int:
         """How many workers: as wanted; else as many as each GPU takes, or cores and memory carry. Never idle ones.
@@ -54,10 +38,8 @@ class Machine:
         """
         if wanted is None:
             by_memory = max(1, self.memory_bytes // MEMORY_PER_WORKER)
-            # Small models scale badly over threads: few cores go to one trial each, many are shared out by four.
-            by_cores = max(min(self.cores, 4), self.cores // 4)
             count = len(self.gpus)
-            wanted = min(by_cores, by_memory) if not count else max(
+            wanted = min(workers_for(self.cores), by_memory) if not count else max(
                 count, min(by_memory, count * workers_per_gpu(self.cores // count, self.gpu_bytes, weights)))
         return max(1, min(wanted, trials))
 
@@ -65,19 +47,19 @@ class Machine:
 class Worker:
     """One child process and the pipe to it."""
 
-    def __init__(self, index: int, count: int, machine: Machine, *, task: str, log: Path, ask_verdicts: bool):
+    def __init__(self, index: int, count: int, machine: Machine, *, task: str, log: Path, ask_verdicts: bool,
+                 born: Newborn | None = None):
+        """`born`: its process, where that is there already."""
         self.index = index  # from 1
         self.log = log
         self._log_start = log.stat().st_size if log.exists() else 0
         threads = max(1, machine.cores // count)
-        ours, theirs = multiprocessing.Pipe()
-        context = multiprocessing.get_context("spawn")
-        options = WorkerOptions(task, threads, log, os.getpid(), ask_verdicts)
-        self.process = context.Process(target=worker_process.main, args=(theirs, options), name=f"worker-{index}")
-        with _environment(_variables(index, threads, machine)), _without_main():
-            self.process.start()
-        theirs.close()
-        self.connection: Connection = ours
+        gpu = machine.gpus[(index - 1) % len(machine.gpus)] if machine.gpus else None
+        variables = variables_for(threads, gpu)
+        born = born or give_birth(f"worker-{index}", variables)
+        born.adopted = True
+        self.process, self.connection = born.process, born.connection
+        self.send("begin", WorkerOptions(task, threads, log, ask_verdicts, variables))
         self.ready = False
         self.born = time.monotonic()
 
@@ -125,48 +107,6 @@ class Worker:
             lines = [line for line in file.read()[-20000:].decode(errors="replace").splitlines() if line.strip()]
             return lines[-1].strip()[:300] if lines else ""
         return ""
-
-
-def _variables(index: int, threads: int, machine: Machine) -> dict[str, str]:
-    variables = {name: str(threads) for name in _THREAD_VARIABLES} | {"TOKENIZERS_PARALLELISM": "false"}
-    if _glibc() >= _GLIBC_THAT_TAKES_IT:
-        variables |= {name: value for name, value in _KEEP_MEMORY.items() if name not in os.environ}
-    if machine.gpus:
-        variables["CUDA_VISIBLE_DEVICES"] = machine.gpus[(index - 1) % len(machine.gpus)]
-    return variables
-
-
-def _glibc() -> tuple[int, ...]:
-    name, version = platform.libc_ver()
-    return tuple(int(number) for number in version.split(".") if number.isdigit()) if name == "glibc" else ()
-
-
-@contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """The child reads these before its first import; the coordinator's own environment stays as it was."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """A spawned child imports its parent's main module, so that a script would run again where it has no guard for it.
-    Our workers need nothing of it: they are shown an empty one.
-    """
-    before = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = before
 
 
 def _signal_name(number: int) -> str:

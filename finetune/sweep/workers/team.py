@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from finetune.errors import EnvironmentProblem, Interrupted
+from finetune.sweep.workers.birth import Newborn
 from finetune.sweep.workers.pool import Machine, Worker, stop_all
 
 MAX_KILLED_EARLY = 10  # workers that somebody kills before they are ready, in a row
@@ -31,13 +32,16 @@ class Event:
 class Team:
     """`count` workers at most, started when they are needed."""
 
-    def __init__(self, machine: Machine, count: int, *, task: str, logs: Path, ask_verdicts: bool):
+    def __init__(self, machine: Machine, count: int, *, task: str, logs: Path, ask_verdicts: bool,
+                 born: Newborn | None = None):
+        """`born`: the first worker's process, where it is there already."""
         self.machine, self.count = machine, count
         self._task, self._logs, self._ask_verdicts = task, logs, ask_verdicts
         self.workers: list[Worker] = []
         self._killed_early = 0
         self._told: dict[str, Any] = {}
         self._put_back: list[Event] = []
+        self._born = born
         self._signals = Signals()
 
     def grow(self, wanted: int) -> None:
@@ -47,8 +51,9 @@ class Team:
             self._start(min(set(range(1, self.count + 1)) - taken))
 
     def _start(self, index: int) -> None:
+        born, self._born = self._born, None
         self.workers.append(Worker(index, self.count, self.machine, task=self._task, ask_verdicts=self._ask_verdicts,
-                                   log=self._logs / f"worker-{index}.log"))
+                                   log=self._logs / f"worker-{index}.log", born=born))
         for kind, content in self._told.items():
             self.workers[-1].send(kind, content)
 

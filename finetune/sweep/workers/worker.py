@@ -1,19 +1,19 @@
 """The child process that trains: it imports torch once, keeps data and backbone warm, and answers its coordinator.
 
-coordinator -> worker    ("resolve", [(key, knobs), …])    ("run", (knobs, {"sweep", "protocol"} or None))
-                         ("prefix", PrefixHint)    ("heads", [knobs, …] of trials that train a head alone)
-                         ("verdict", verdict)    ("probe", (folder, threads))    ("quit", None)
+coordinator -> worker    ("begin", WorkerOptions), first of all    ("warm", knobs)    ("prefix", PrefixHint)
+                         ("heads", [knobs, …] of trials that train a head alone)
+                         ("resolve", [(key, knobs), …])    ("run", (knobs, {"sweep", "protocol"} or None))
+                         ("verdict", verdict)    ("probe", folder)    ("quit", None)
 worker -> coordinator    ("ready", None)    ("resolved", (key, description))    ("refused", (key, error))
                          ("resolving_done", None)    ("started", description)    ("stepped", (step, total, loss))
                          ("said", sentence)    ("noted", sentence about W&B)    ("epoch", entry)
-                         ("finished", (record, predictions))    ("failed", error)    ("probed", reason or None)
+                         ("finished", (record, predictions))    ("failed", error)    ("probed", (text, reason why not))
 An error is {"type": class name, "problems": [line, …]}.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import logging
@@ -23,7 +23,6 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -33,31 +32,18 @@ from finetune.errors import ConfigError, FinetuneError, Interrupted
 from finetune.prefix.budget import configure
 from finetune.results import TrialRecord
 from finetune.saving.folder import keep_up
+from finetune.sweep.workers.birth import WorkerOptions
 from finetune.tracking import speak_through, trackers
 from finetune.training import signals
 from finetune.trial.events import Observer, Observers, Verdict
 
-_PR_SET_PDEATHSIG = 1
 WORTH_COLLECTING = 3.0  # seconds of a trial; collecting takes a tenth of that
 
 
-@dataclass(frozen=True)
-class WorkerOptions:
-    """What a worker is told once. `task` is the module that offers resolve_trial and run_trial."""
-
-    task: str
-    threads: int
-    log: Path
-    parent: int  # process id of the coordinator
-    ask_verdicts: bool  # wait at every epoch for the coordinator's verdict (a pruner is set)
-
-
-def main(connection: Connection, options: WorkerOptions) -> None:
-    """Entry point of the process; returns when the coordinator says so or is gone."""
-    _die_with(options.parent)
-    os.setpgid(0, 0)  # Ctrl-C reaches the coordinator alone; a hung trial is ended with its children
+def serve(connection: Connection, options: WorkerOptions) -> None:
+    """What a worker does from "begin" to its end; returns when the coordinator says so or is gone."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
     signals.listen()
-    _write_to(options.log)
     try:
         task = _load(options)
         connection.send(("ready", None))
@@ -91,16 +77,20 @@ def _serve(connection: Connection, task: Any, options: WorkerOptions) -> None:
             for key, knobs in content:
                 connection.send(_resolve(task, key, knobs))
             connection.send(("resolving_done", None))
+            _prepare(task, content[0][1])
         elif kind == "warm":
-            _resolve(task, None, content)  # loads data and backbone; what is wrong with them, the first worker says
+            _prepare(task, content)
         elif kind == "prefix":
             configure(content)
         elif kind == "heads":
             _plan_heads(content)
         elif kind == "probe":
-            connection.send(("probed", _probe(*content)))
+            connection.send(("probed", _probe(content)))
         elif kind == "run":
             began = time.monotonic()
+            if not gc.isenabled():  # libraries and pretrained weights stay: the collector need not look through them
+                gc.freeze()
+                gc.enable()
             connection.send(_run(connection, task, *content, options))
             if time.monotonic() - began > WORTH_COLLECTING:
                 gc.collect()  # models refer to themselves; the next one shall not be built beside the last
@@ -121,6 +111,19 @@ def _resolve(task: Any, key: Any, knobs: Mapping[str, Any]) -> tuple[str, Any]:
         return "refused", (key, _describe(error))
 
 
+def _prepare(task: Any, knobs: Mapping[str, Any]) -> None:
+    """Load what this trial and its likes will ask for, until the coordinator has one to run. What is wrong with it, the
+    worker that resolves it says."""
+    prepare = getattr(task, "prepare_trial", None)  # a task need not offer it
+    try:
+        if prepare is not None:
+            prepare(TrialConfig.from_mapping(knobs))
+    except Interrupted:
+        raise
+    except Exception as error:
+        logging.getLogger(__name__).debug("not prepared: %s", error)
+
+
 def _run(connection: Connection, task: Any, knobs: Mapping[str, Any], origin: Mapping[str, Any] | None,
          options: WorkerOptions) -> tuple[str, Any]:
     try:
@@ -135,20 +138,16 @@ def _run(connection: Connection, task: Any, knobs: Mapping[str, Any], origin: Ma
         return "failed", _describe(error)
 
 
-def _probe(folder: Path, threads: int) -> str | None:
-    """Why there is no layer probe, or None."""
-    import torch
+def _probe(folder: Path) -> tuple[str | None, str | None]:
+    """What probe.json shall hold, or why there is no layer probe."""
+    from finetune.sweep.probe import probe_text
 
-    from finetune.sweep.probe import probe_directory
-
-    torch.set_num_threads(threads)
     try:
-        probe_directory(folder)
+        return probe_text(folder), None
     except Interrupted:
         raise
     except Exception as error:
-        return _describe(error)["problems"][0]
-    return None
+        return None, _describe(error)["problems"][0]
 
 
 @contextlib.contextmanager
@@ -207,27 +206,11 @@ def _describe(error: Exception) -> dict[str, Any]:
 
 
 def _load(options: WorkerOptions) -> Any:
+    """The task with all that it imports: a worker that is ready has torch."""
     task = importlib.import_module(options.task)
+    for name in ("resolve_trial", "run_trial"):  # a package that imports on first use does it now
+        getattr(task, name)
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(options.threads)
-    gc.freeze()  # the libraries stay: the collector need not look through them again
     return task
-
-
-def _die_with(parent: int) -> None:
-    """The kernel ends this process when the coordinator dies, however it dies (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the kernel was told
-        os._exit(1)
-
-
-def _write_to(log: Path) -> None:
-    """Everything a library prints goes to the worker's log, not over the live view."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.close(handle)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
