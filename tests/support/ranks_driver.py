@@ -15,7 +15,7 @@ from finetune.trial import run_trial
 
 
 def main(folder: Path, trials: dict[str, dict]) -> None:
-    """Writes folder/<name>.rank<r>.safetensors and folder/<name>.json. It changes the loop: for a process of its own."""
+    """Writes folder/<name>.rank<r>.safetensors and <name>.json. It changes the loop: for a process of its own."""
     torch.set_num_threads(1)
     rank = int(os.environ.get("RANK", "0"))
     train_epoch = loop.Trainer.train_epoch
