@@ -79,6 +79,17 @@ class Backbone:
                     parameter.data = self._copy_on(device, shared[place])
         model.to(device)
 
+    @torch.no_grad()
+    def put_back(self, model: nn.Module, device: torch.device) -> None:
+        """Write the pretrained values where those of `model`, a copy on `device`, lie now. What it shares stays."""
+        shared, own = self.own_places(device), dict(self.pristine.named_parameters())
+        for name, parameter in model.named_parameters():
+            if parameter.data_ptr() not in shared:
+                parameter.copy_(own[name] if device.type == "cpu" else self._copy_on(device, own[name]))
+        buffers = dict(self.pristine.named_buffers())
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+
     def _copy_on(self, device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
         key = (tensor.data_ptr(), device)
         if key not in self._on_devices:

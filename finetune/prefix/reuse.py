@@ -144,6 +144,11 @@ class PrefixReuse:
             replay.set(served.boundary, None)
         return logits
 
+    def remove(self) -> None:
+        """Leave no hook behind in the model, which another trial takes over."""
+        if self._replay is not None:
+            self._replay.remove()
+
     def describe(self) -> dict[str, Any]:
         """For the record's `prefix`. `saved_seconds`: what the replayed passes would have taken, less the filling."""
         served = [one for one in self._open.values() if one is not None and one.rows]

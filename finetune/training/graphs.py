@@ -143,6 +143,7 @@ class StepGraphs:
     replays: int = 0
     _steps: dict[tuple, _Recorded] = field(default_factory=dict)
     _optimizer: torch.optim.Optimizer | None = None
+    _of_another: bool = False  # recorded for the trial before, whose tensors this one has taken over
 
     def step(self, rows: np.ndarray) -> Tensor | None:
         """Forward, backward and update over one full batch; its summed loss, or None: do it yourself.
@@ -165,10 +166,36 @@ class StepGraphs:
         self.replays += 1
         return recorded.loss.clone()
 
+    def hand_over(self, trainer: Trained | None) -> None:
+        """What was recorded serves the next trial (None: it waits for one), whose model lies where this one's lay."""
+        self.trainer, self.replays, self._of_another = trainer, 0, True
+
+    def with_fresh_moments(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """`optimizer` as it is, or the one of the trial before with its rates, as if it had never stepped: what was
+        recorded updates that one's moments. Where the two differ in more than rates, nothing recorded is of use.
+        """
+        before = self._optimizer
+        if not self._of_another or before is None:
+            return optimizer
+        self._of_another = False
+        if _structure(before) != _structure(optimizer):
+            self.forget()
+            return optimizer
+        for group, new in zip(before.param_groups, optimizer.param_groups, strict=True):
+            group |= {name: new[name] for name in ("peak_lr", "born")}
+        for state in before.state.values():
+            for tensor in state.values():
+                tensor.zero_()
+        return before
+
+    def forget(self) -> None:
+        """From here on nothing that was recorded is used."""
+        self._steps.clear()
+        self._optimizer, self._of_another = None, False
+
     def close(self) -> None:
         """Let go of what was recorded: its memory on the device is no other trial's until then."""
-        self._steps.clear()
-        self._optimizer = None
+        self.forget()
         self.recorder.close()
 
     def _may(self) -> bool:
@@ -216,6 +243,12 @@ class StepGraphs:
         reason = "no memory is left for it" if is_out_of_memory(error) else str(error).strip().partition("\n")[0]
         self.refused = reason or type(error).__name__
         self.trainer.said(f"training steps are not recorded as CUDA graphs, but computed one by one: {self.refused}")
+
+
+def _structure(optimizer: torch.optim.Optimizer) -> list[tuple]:
+    """All that a recorded update has in it but the rates, which are tensors."""
+    return [([id(parameter) for parameter in group["params"]], group["weight_decay"], group["betas"], group["eps"])
+            for group in optimizer.param_groups]
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> None:

@@ -133,6 +133,7 @@ class Trainer:
         carry_state(self.optimizer, optimizer)
         if self.graphs is not None:
             make_recordable(optimizer, self.accelerator.device)
+            optimizer = self.graphs.with_fresh_moments(optimizer)
         self.optimizer = optimizer
         self._wrap()
 

@@ -67,6 +67,8 @@ def restore_trainer(trainer: Trainer, state: Mapping[str, Any], tensors: Tensors
     trainer.loss_sum = state["loss_sums"][trainer.accelerator.process_index]
     device = trainer.accelerator.device
     trainer.best = {name: tensor.to(device) for name, tensor in _part("best", tensors).items()}
+    if trainer.graphs is not None:
+        trainer.graphs.forget()  # they would go on with moments that lie elsewhere
     trainer.put_into_effect()
     comparable = state.get("frozen_by", "xxh3") == digest_kind(device)
     if comparable and digest_of(trainer.frozen) != state["frozen"]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-
 import numpy as np
 import torch
 
@@ -13,7 +11,7 @@ from finetune.data.encoding.batches import Collator, to_device
 from finetune.data.targets import balanced_weights, target_units
 from finetune.freezing import AuditReport, FreezePlan, audit_loss
 from finetune.freezing.prepare import checkpoint_layers, prepare_backbone
-from finetune.models import Backbone, LayerStack
+from finetune.models import LayerStack
 from finetune.models.head import Classifier, Head
 from finetune.models.poolers import pooling_of
 from finetune.models.tokenizers import embedding_count, require_known
@@ -21,6 +19,7 @@ from finetune.prefix.reuse import PrefixReuse
 from finetune.randomness import stream_seed
 from finetune.training.device import bucket_tokens
 from finetune.training.loop import Trainer, per_example_loss
+from finetune.trial.idle import take
 from finetune.trial.memo import Memo
 from finetune.trial.resolve import ResolvedTrial, resolve_trial
 from finetune.trial.state import TrialRun
@@ -29,8 +28,6 @@ AUDIT_ROWS = 4
 # With what trains, this decides where a backward pass goes. Not the seed, not the rates.
 AUDITED_BY = ("strategy", "freeze_depth", "pooling", "head_size", "reinit_layers", "gradient_checkpointing",
               "mixed_precision", "max_length", "attn_implementation")
-MOST_IDLE = 4  # classifiers that wait for their next head
-_idle: dict[Hashable, tuple[Backbone, Classifier, LayerStack]] = {}
 _encodings_memo, _audits_memo = Memo(12), Memo(32)
 
 
@@ -42,49 +39,28 @@ def prepare_trial(config: TrialConfig) -> None:
 def build_trainer(run: TrialRun) -> Trainer:
     """The model and its training, before the first step; on the accelerator's device."""
     resolved, config, accelerator = run.resolved, run.resolved.config, run.accelerator
-    classifier, stack = _recycled(resolved, accelerator.device) or build_classifier(resolved)
+    idle = take(resolved, accelerator.device)
+    classifier, stack = (idle.classifier, idle.stack) if idle else build_classifier(resolved)
+    if idle:
+        classifier.head.load_state_dict(fresh_head(resolved).state_dict())
+        classifier.head.dropout.p = config.head_dropout
     resolved.backbone.move(classifier, accelerator.device)
     prefix = PrefixReuse(classifier, stack, resolved.prefix, list(run.splits.values()), accelerator.autocast,
                          enabled=config.prefix_cache, recomputes=config.gradient_checkpointing,
                          progress=run.progress.filling)
-    return Trainer(config, accelerator, classifier, stack, resolved.strategy, run.splits["train"], resolved.data.task,
-                   _class_weights(resolved, accelerator.device), prefix, said=run.observer.said)
+    weights = idle.class_weights if idle and idle.graphs else _class_weights(resolved, accelerator.device)
+    trainer = Trainer(config, accelerator, classifier, stack, resolved.strategy, run.splits["train"],
+                      resolved.data.task, weights, prefix, said=run.observer.said)
+    if idle and idle.graphs:
+        idle.graphs.hand_over(trainer)
+        trainer.graphs = idle.graphs
+    return trainer
 
 
 def _class_weights(resolved: ResolvedTrial, device: torch.device) -> torch.Tensor | None:
     if resolved.config.class_weights == "none":
         return None
     return torch.tensor(balanced_weights(resolved.data), dtype=torch.float32, device=device)
-
-
-def recycle(run: TrialRun) -> None:
-    """Lay the classifier of a finished trial aside where only its head has trained, in a stack: its backbone is as it
-    was loaded, and has just been found so (audit.py). The next head needs no copy of it."""
-    trainer = run.trainer
-    if trainer.stacked is None:
-        return
-    run.accelerator.unwrap_model(trainer.classifier, keep_fp32_wrapper=False)
-    _idle[_kind(run.resolved, run.accelerator.device)] = run.resolved.backbone, trainer.classifier, trainer.stack
-    while len(_idle) > MOST_IDLE:
-        del _idle[next(iter(_idle))]
-
-
-def _recycled(resolved: ResolvedTrial, device: torch.device) -> tuple[Classifier, LayerStack] | None:
-    """A classifier that was laid aside, with the trial's own fresh head."""
-    backbone, classifier, stack = _idle.pop(_kind(resolved, device), (None, None, None))
-    if backbone is not resolved.backbone:  # none is there, or its files have been read anew
-        return None
-    classifier.head.load_state_dict(fresh_head(resolved).state_dict())
-    classifier.head.dropout.p = resolved.config.head_dropout
-    return classifier, stack
-
-
-def _kind(resolved: ResolvedTrial, device: torch.device) -> Hashable:
-    """Classifiers of one kind differ in their weights alone. Of heads only: whatever else trains has another plan."""
-    config = resolved.config
-    return (resolved.backbone.digest, resolved.strategy.canonical, config.pooling, config.head_size,
-            config.reinit_layers, config.gradient_checkpointing, config.frozen_dropout, resolved.data.task,
-            resolved.data.num_outputs, target_units(resolved.data), device)
 
 
 def fresh_head(resolved: ResolvedTrial) -> Head:

@@ -20,12 +20,13 @@ from finetune.training.processes import is_main_process
 from finetune.training.random_state import own_randomness
 from finetune.training.stopwatch import Stopwatch
 from finetune.trial.attempts import attempts
-from finetune.trial.build import audited, build_trainer, encode_splits, recycle
+from finetune.trial.build import audited, build_trainer, encode_splits
 from finetune.trial.checkpoints import keep_for_later, resume, save_checkpoint, save_unless_over
 from finetune.trial.environment import make_accelerator
 from finetune.trial.events import Observer
 from finetune.trial.failures import failed_outcome
 from finetune.trial.head_stacks import head_from_stack
+from finetune.trial.idle import lay_aside
 from finetune.trial.record import fill_record, frozen_and_trained, metrics_of, trained_parts, truth
 from finetune.trial.resolve import resolve_trial
 from finetune.trial.save_model import with_weights
@@ -55,7 +56,7 @@ def _attempt(observer: Observer, output_dir: Path | str | None, config: TrialCon
     with own_randomness(config.seed):
         try:
             outcome = _train_and_test(run, started)
-            recycle(run)
+            lay_aside(run)
             return outcome
         except (TrialFailed, RuntimeError, MemoryError) as error:
             return failed_outcome(run, error)
@@ -126,9 +127,8 @@ def _epoch(run: TrialRun, epoch: int) -> tuple[dict[str, Any], np.ndarray]:
     with evaluation:
         logits = trainer.logits(splits["validation"])
         metrics = metrics_of(run, logits, "validation")
-    trained = state.clock.reset()
-    if trainer.stacked is not None:
-        trained = trainer.stacked.epoch_seconds
+    timed = state.clock.reset()
+    trained = timed if trainer.stacked is None else trainer.stacked.epoch_seconds
     state.cost["train_seconds"] += trained
     state.cost["evaluation_seconds"] += evaluation.seconds
     return {"epoch": epoch, "train": train, "validation": metrics, "train_seconds": trained,
