@@ -21,8 +21,8 @@ test-faults: $(STAMP)
 
 # What means something on a GPU, with the Python that has torch there: make test-gpu GPU_PYTHON=python3
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
-GPU_TESTS := tests/gpu tests/training/test_device.py tests/training/test_graphs.py tests/training/test_head_stack.py tests/prefix \
-	tests/commands/test_probe.py tests/training/test_randomness_streams.py
+GPU_TESTS := tests/gpu tests/training/test_device.py tests/training/test_graphs.py tests/training/test_head_stack.py \
+	tests/training/test_idle.py tests/training/test_randomness_streams.py tests/prefix tests/commands/test_probe.py
 test-gpu:
 	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(GPU_PYTHON) -m pytest -rs $(GPU_TESTS)
 

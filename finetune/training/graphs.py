@@ -168,7 +168,8 @@ class StepGraphs:
 
     def hand_over(self, trainer: Trained | None) -> None:
         """What was recorded serves the next trial (None: it waits for one), whose model lies where this one's lay."""
-        self.trainer, self.replays, self._of_another = trainer, 0, True
+        self.trainer, self._of_another = trainer, True
+        self.replays = self.replays if trainer is None else 0
 
     def with_fresh_moments(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """`optimizer` as it is, or the one of the trial before with its rates, as if it had never stepped: what was

@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState, PartialState
 from finetune.config import TrialConfig
 from finetune.prefix import served
 from finetune.prefix.resident import residents
-from finetune.trial import run_trial
+from finetune.trial import head_stacks, idle, run_trial
 
 GPU = torch.cuda.is_available()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="there is no GPU that torch can use")]
@@ -29,15 +29,16 @@ def on_the_gpu(tmp_path, monkeypatch):
 
 @pytest.fixture
 def trial(tiny_bert_dir):
+    knobs = {"model_name_or_path": str(tiny_bert_dir), "train_size": 96, "evaluation_size": 32, "max_length": 48,
+             "num_train_epochs": 2, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "head_learning_rate": 1e-2}
+
     def run(**changes):
-        knobs = {"model_name_or_path": str(tiny_bert_dir), "train_size": 96, "evaluation_size": 32, "max_length": 48,
-                 "num_train_epochs": 2, "per_device_train_batch_size": 8, "learning_rate": 1e-3,
-                 "head_learning_rate": 1e-2, **changes}
-        outcome = run_trial(TrialConfig.from_mapping(knobs))
+        outcome = run_trial(TrialConfig.from_mapping({**knobs, **changes}))
         assert outcome.record.state == "complete", outcome.record.error
         assert outcome.record.environment["device_type"] == PartialState().device.type
         return outcome
 
+    run.knobs = knobs
     return run
 
 
@@ -133,3 +134,33 @@ def test_without_room_on_the_card_the_host_serves(trial, monkeypatch):
     expected = trial(freeze_depth=2)
     monkeypatch.setattr(served, "RESIDENT_ON", frozenset())
     assert_near(trial(freeze_depth=2), expected, 1e-5)
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_recorded_steps_serve_the_next_trial_of_their_kind(trial, depth, precision):
+    knobs = {"freeze_depth": depth, "mixed_precision": precision, "cuda_graphs": "true"}
+    idle.forget_idle()
+    expected = trial(**knobs, seed=2, learning_rate=3e-4)
+    idle.forget_idle()
+    trial(**knobs, seed=1)
+    assert [one.graphs.refused for one in idle._idle.values()] == [None]
+    second = trial(**knobs, seed=2, learning_rate=3e-4)
+    assert second.record.weights == expected.record.weights
+    assert np.array_equal(second.predictions["test_logits"], expected.predictions["test_logits"])
+
+
+def test_heads_train_as_a_stack_whoever_trains_beside_them(trial, tiny_bert_dir):
+    knobs = {"freeze_depth": LAYERS, "mixed_precision": "bf16", "head_size": 20, "subset_seed": 0}
+    head_stacks.configure([])
+    alone = trial(**knobs, seed=2)
+    assert alone.record.prefix["head_slots"] == 64
+    head_stacks.configure([trial.knobs | knobs | {"seed": seed, "head_learning_rate": rate}
+                           for seed in (1, 2, 3) for rate in (1e-3, 1e-2)])
+    head_stacks._trained.clear()
+    trial(**knobs, seed=1)
+    assert len(head_stacks._trained) == 5, "the others are trained"
+    among = trial(**knobs, seed=2)
+    head_stacks.configure([])
+    assert among.record.weights == alone.record.weights
+    assert np.array_equal(among.predictions["test_logits"], alone.predictions["test_logits"])
