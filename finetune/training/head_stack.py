@@ -16,12 +16,13 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import dropout
 
 from finetune.data.encoding.batches import training_batches
 from finetune.models.head import Head
-from finetune.randomness import stream_seed
 from finetune.training.graphs import EagerTwin, Recorder
 from finetune.training.losses import per_example_loss
+from finetune.training.random_state import generator_state, same_generator_afterwards, set_generator_state
 from finetune.training.schedule import shape
 
 MOST_SLOTS = 64  # more of them gain little: 64 products of one head already fill a GPU
@@ -54,6 +55,11 @@ class Common:
         return self.epochs * self.steps_per_epoch
 
     @property
+    def input_sizes(self) -> list[int]:
+        """Of the linear layers, of which each has a dropout before it."""
+        return [self.width, self.hidden] if self.hidden else [self.width]
+
+    @property
     def slots(self) -> int:
         """A power of two, so many that they fit; 1 means that stacking is of no use."""
         weights = self.width * (self.hidden or self.outputs) + self.hidden * self.outputs
@@ -74,13 +80,15 @@ def common_width(head_size: int) -> int:
 
 @dataclass(frozen=True)
 class Member:
-    """What is one head's own. `head` is fresh, on the CPU; it is not changed."""
+    """What is one head's own. `head` is fresh, on the CPU; it is not changed. `stream`: the state of torch's generator
+    from which its dropout draws, as it would be before its first step if it trained alone."""
 
     seed: int
     learning_rate: float
     weight_decay: float
     dropout: float
     head: Head
+    stream: Tensor
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,7 @@ class HeadStack:
         self._kept_scale = self._per_slot([1 / (1 - member.dropout) if member.dropout < 1 else 0.0
                                            for member in members])
         self._rates = self._scheduled_rates()
+        self._streams = [member.stream for member in members]
         self.step = 0
         self._replay: Callable[[], None] | None = None
 
@@ -157,7 +166,7 @@ class HeadStack:
         """(slots,) summed loss over the rows."""
         rows, real = self._rows(epoch)
         total = torch.zeros(self.common.slots, dtype=torch.float64, device=self.device)
-        for index, masks in enumerate(self._masks(epoch)):
+        for index, masks in enumerate(self._masks()):
             total += self._step(rows[:, index].reshape(-1), real[index], masks)
         return total
 
@@ -173,23 +182,41 @@ class HeadStack:
         return (rows.reshape(common.slots, common.steps_per_epoch, common.batch),
                 torch.from_numpy(real.reshape(-1, common.batch)).to(self.device))
 
-    def _masks(self, epoch: int) -> Iterator[list[Tensor]]:
-        """Per step what is multiplied with the input of each linear layer: (slots, batch, its width); of each head's
-        own stream, whatever lies in the other slots."""
-        common, sizes = self.common, [self.common.width] + ([self.common.hidden] if self.common.hidden else [])
-        streams = [torch.Generator(self.device).manual_seed(stream_seed(member.seed, "head dropout", epoch))
-                   for member in self.members]
+    def _masks(self) -> Iterator[list[Tensor]]:
+        """Per step of an epoch what is multiplied with the input of each linear layer: (slots, batch, its width).
+
+        Each head's own, whatever lies in the other slots: what dropout would have drawn had it trained alone.
+        """
+        common = self.common
         for start in range(0, common.steps_per_epoch, common.mask_steps):
-            count = min(common.mask_steps, common.steps_per_epoch - start)
-            drawn = [torch.ones(count, common.slots, common.batch, size, dtype=torch.bool, device=self.device)
-                     for size in sizes]
-            for slot, (member, stream) in enumerate(zip(self.members, streams, strict=True)):
-                if member.dropout:
-                    own = [common.width, *(linear.in_features for linear in member.head.linears[1:])]
-                    for mask, size in zip(drawn, own, strict=True):
-                        mask[:, slot, :, :size] = torch.rand(
-                            count, common.batch, size, generator=stream, device=self.device) >= member.dropout
-            yield from ([mask[index] for mask in drawn] for index in range(count))
+            steps = range(start, min(start + common.mask_steps, common.steps_per_epoch))
+            drawn = [torch.ones(len(steps), common.slots, common.batch, size, dtype=torch.bool, device=self.device)
+                     for size in common.input_sizes]
+            with same_generator_afterwards(self.device):
+                for slot, member in enumerate(self.members):
+                    if member.dropout:
+                        self._draw(slot, member, steps, drawn)
+            yield from ([mask[index] for mask in drawn] for index in range(len(steps)))
+
+    def _draw(self, slot: int, member: Member, steps: range, drawn: list[Tensor]) -> None:
+        """Into a slot's share of the masks; on with its own stream, which only torch's global generator can give."""
+        set_generator_state(self.device, self._streams[slot])
+        ones = [torch.ones(self.common.batch, linear.in_features, dtype=dtype, device=self.device)
+                for linear, dtype in zip(member.head.linears, self._input_dtypes, strict=True)]
+        for index, step in enumerate(steps):
+            rows = min(self.common.batch, self.common.rows - step * self.common.batch)
+            for mask, one in zip(drawn, ones, strict=True):
+                place = mask[index, slot, :rows, :one.shape[1]]
+                torch.ne(dropout(one[:rows], member.dropout), 0, out=place)
+        self._streams[slot] = generator_state(self.device)
+
+    @property
+    def _input_dtypes(self) -> list[torch.dtype]:
+        """Of what a head's dropouts are given; what they draw depends on it."""
+        with self.autocast():
+            hidden = torch.get_autocast_dtype(self.device.type) if torch.is_autocast_enabled(
+                self.device.type) else torch.float32
+        return [self._places.pooled.dtype, hidden][:len(self.common.input_sizes)]
 
     def _step(self, rows: np.ndarray, real: Tensor, masks: list[Tensor]) -> Tensor:
         """One step of every head at once; (slots,) summed losses, valid until the next one."""
@@ -223,11 +250,10 @@ class HeadStack:
         common, device = self.common, self.device
         batch = (common.slots, common.batch)
         pooled = torch.empty(*batch, common.width, dtype=self.vectors(np.zeros(1, np.int64)).dtype, device=device)
-        sizes = [common.width] + ([common.hidden] if common.hidden else [])
         return _Places(
             pooled, torch.empty(batch[0] * batch[1], *self.labels.shape[1:], dtype=self.labels.dtype, device=device),
             torch.empty(common.batch, device=device),
-            [torch.empty(*batch, size, dtype=torch.bool, device=device) for size in sizes],
+            [torch.empty(*batch, size, dtype=torch.bool, device=device) for size in common.input_sizes],
             torch.empty(common.slots, 1, 1, device=device), torch.empty((), device=device),
             torch.empty((), device=device), torch.empty(common.slots, dtype=torch.float64, device=device))
 
@@ -282,7 +308,7 @@ class HeadStack:
         """Per linear layer (slots, in, out) and (slots, 1, out). Zeros beyond a narrower head's size, to which no
         gradient comes, and in empty slots, whose rates are 0."""
         common = self.common
-        sizes = [common.width, common.hidden, common.outputs] if common.hidden else [common.width, common.outputs]
+        sizes = [*common.input_sizes, common.outputs]
         stacked = []
         for layer, (wide, out) in enumerate(zip(sizes, sizes[1:], strict=False)):
             weight, bias = torch.zeros(common.slots, wide, out), torch.zeros(common.slots, 1, out)

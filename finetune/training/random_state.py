@@ -49,3 +49,24 @@ def own_randomness(seed: int) -> Iterator[None]:
             yield
     finally:
         set_random_states(before)
+
+
+def generator_state(device: torch.device) -> Tensor:
+    """Of torch's global generator on a device."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_generator_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
+@contextmanager
+def same_generator_afterwards(device: torch.device) -> Iterator[None]:
+    before = generator_state(device)
+    try:
+        yield
+    finally:
+        set_generator_state(device, before)

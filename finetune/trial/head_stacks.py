@@ -23,6 +23,7 @@ from finetune.training.graphs import WORTH_STEPS, CudaRecorder, EagerTwin
 from finetune.training.head_stack import Common, HeadStack, Member, TrainedHead, common_width
 from finetune.training.memory import is_out_of_memory
 from finetune.training.precision import decided
+from finetune.training.random_state import generator_state, same_generator_afterwards
 from finetune.trial.state import TrialRun
 
 STACKED_ON = {"cuda"}  # kinds of device; on a CPU a stack gains nothing (measured)
@@ -81,8 +82,9 @@ def _train(run: TrialRun, common: Common, key: Hashable) -> None:
     """Train the head of this trial and of as many planned ones as there are slots; they are kept until asked for."""
     trainer = run.trainer
     configs = _together(run.resolved.config, key, common.slots)
-    labels = trainer.train.labels(np.arange(common.rows)).to(run.accelerator.device)
-    stack = HeadStack(common, [_member(common, config) for config in configs],
+    device = run.accelerator.device
+    labels = trainer.train.labels(np.arange(common.rows)).to(device)
+    stack = HeadStack(common, [_member(common, config, device) for config in configs],
                       lambda rows: trainer.prefix.pooled(trainer.train, rows), labels, trainer.train.encoded.lengths,
                       run.accelerator.autocast, trainer.class_weights, _recorder(run, common))
     for config, head in zip(configs, stack.train(signals.check), strict=True):
@@ -111,10 +113,14 @@ def _rotated(keys: list[Hashable], first: Hashable) -> list[Hashable]:
     return keys[start:] + keys[:start]
 
 
-def _member(common: Common, config: TrialConfig) -> Member:
-    generator = torch.Generator().manual_seed(stream_seed(config.seed, "head"))
-    head = Head(common.width, config.head_size, common.outputs, config.head_dropout, generator, common.units)
-    return Member(config.seed, config.head_learning_rate, config.weight_decay, config.head_dropout, head)
+def _member(common: Common, config: TrialConfig, device: torch.device) -> Member:
+    """As `own_randomness` and `fresh_head` begin a trial: on a CPU the head's own construction draws, too."""
+    with same_generator_afterwards(device), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(config.seed, "dropout"))
+        generator = torch.Generator().manual_seed(stream_seed(config.seed, "head"))
+        head = Head(common.width, config.head_size, common.outputs, config.head_dropout, generator, common.units)
+        stream = generator_state(device)
+    return Member(config.seed, config.head_learning_rate, config.weight_decay, config.head_dropout, head, stream)
 
 
 def _group(config: TrialConfig) -> Hashable:

@@ -66,10 +66,10 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"head_size": 20}, {"max_grad_norm": 0.05}, {"weight_decay": 0.3}, {"class_weights": "balanced"},
+    {}, {"head_dropout": 0.0}, {"head_size": 20, "head_dropout": 0.4}, {"max_grad_norm": 0.05},
+    {"weight_decay": 0.3}, {"class_weights": "balanced"},
     {"lr_scheduler_type": "cosine", "warmup_ratio": 0.3}, {"pooling": "cls"}, {"mixed_precision": "bf16"}], ids=str)
 def test_a_stacked_head_trains_as_it_would_alone(trial, changes):
-    changes = {"head_dropout": 0.0, **changes}
     found, expected = trial(**changes), trial(stacked=False, **changes)
     assert found.record.prefix["head_slots"] == 64 and "head_slots" not in expected.record.prefix
     assert found.record.trial_id == expected.record.trial_id
@@ -91,7 +91,7 @@ def test_other_tasks_too(trial, tmp_path, task):
         lines.append(json.dumps({"text": f"words {index} and {rng.integers(99)}",
                                  "label" if task == "regression" else "labels": label}))
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
-    knobs = {"dataset_name": str(tmp_path), "train_size": None, "head_dropout": 0.0, "task": task}
+    knobs = {"dataset_name": str(tmp_path), "train_size": None, "task": task}
     found, expected = trial(**knobs), trial(stacked=False, **knobs)
     assert "head_slots" in found.record.prefix
     np.testing.assert_allclose(found.predictions["test_logits"], expected.predictions["test_logits"], rtol=1e-4,
@@ -130,8 +130,8 @@ def test_a_head_that_diverges_leaves_its_neighbours_alone(tiny_bert_dir, trial, 
     alone = trial(seed=2)
     original = head_stacks._member
 
-    def spoiled(common, config):
-        member = original(common, config)
+    def spoiled(common, config, device):
+        member = original(common, config, device)
         if config.seed == 1:
             with torch.no_grad():
                 member.head.linears[0].weight.fill_(torch.inf)
