@@ -77,7 +77,8 @@ def _serve(connection: Connection, task: Any, options: WorkerOptions) -> None:
             for key, knobs in content:
                 connection.send(_resolve(task, key, knobs))
             connection.send(("resolving_done", None))
-            _prepare(task, content[0][1])
+            if content:
+                _prepare(task, content[0][1])
         elif kind == "warm":
             _prepare(task, content)
         elif kind == "prefix":
