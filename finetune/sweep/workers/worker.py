@@ -96,6 +96,8 @@ def _serve(connection: Connection, task: Any, options: WorkerOptions) -> None:
 
 
 def _plan_heads(knobs: list[Mapping[str, Any]]) -> None:
+    if not knobs and "torch" not in sys.modules:  # a task without torch has no use for it
+        return
     from finetune.trial.head_stacks import configure as plan_heads
 
     plan_heads(knobs)
