@@ -26,6 +26,7 @@ from typing import Any
 
 import measure
 import numpy as np
+import small_sweep
 import yaml
 from model import Shape, sweep_operations
 
@@ -72,11 +73,7 @@ class Bench:
     def ours(self, scenario: Scenario, cache: Path, label: str, extra: dict[str, str] | None = None,
              task: str | None = None, options: tuple[str, ...] = ()) -> dict[str, Any]:
         """`finetune sweep` from start to end."""
-        output = self.work / f"{scenario.name}-{label}"
-        spec = {"method": "grid", "parameters": {name: {"values": values} for name, values in scenario.values.items()}
-                | {name: {"value": value} for name, value in scenario.fixed.items()}}
-        path = self.work / f"{scenario.name}.yaml"
-        path.write_text(yaml.safe_dump(spec))
+        output, path = self.work / f"{scenario.name}-{label}", self.spec_file(scenario)
         command = [sys.executable, "-m", "finetune", "sweep", str(path), "--output_dir", str(output), *options]
         if task is not None:
             command = [sys.executable, str(HERE / "sweep_without.py"), str(path), str(output), task]
@@ -94,6 +91,14 @@ class Bench:
                 "test_accuracy": accuracies,
                 "padding_share": mean(record.history[0]["train"]["padding_share"] for record in records),
                 "saved_seconds": sum(record.prefix.get("saved_seconds", 0.0) for record in records)}
+
+    def spec_file(self, scenario: Scenario) -> Path:
+        """The scenario as a sweep's YAML."""
+        spec = {"method": "grid", "parameters": {name: {"values": values} for name, values in scenario.values.items()}
+                | {name: {"value": value} for name, value in scenario.fixed.items()}}
+        path = self.work / f"{scenario.name}.yaml"
+        path.write_text(yaml.safe_dump(spec))
+        return path
 
     # -- the baseline ----------------------------------------------------------------------------------------------
 
@@ -220,6 +225,24 @@ class Bench:
                                 "--depths", "0", "6"], {"OMP_NUM_THREADS": str(self.cores)})
         self.keep("notebook", "trials", json.loads(measured.output.splitlines()[-1])["trials"])
 
+    def start(self) -> None:
+        """From the command to the first optimizer step, against what no process can do without."""
+        say(f"start: {TITLES['all']}, until the first step")
+        self.rows_file(COMMON)
+        spec = self.spec_file(Scenario("start", {"freeze_depth": list(range(7)), "learning_rate": RATES,
+                                                 "seed": SEEDS}))
+        self.keep("start", "first_step", small_sweep.start_up(spec, self.model, self.work, self.args.rounds))
+
+    def marginal(self) -> None:
+        """Ten times as many heads, by ten times as many seeds."""
+        say(f"marginal: {TITLES['heads']}, and {60 * self.args.times}")
+        rows, sweeps = self.rows_file(COMMON), []
+        for seeds in (3, 3 * self.args.times):
+            scenario = Scenario("heads", {"freeze_depth": [6], **HEADS, "seed": list(range(1, seeds + 1))})
+            sweeps.append(self.ours(scenario, Path(tempfile.mkdtemp(dir=self.work)), f"{20 * seeds} heads"))
+        base = self.baseline(Scenario("heads", {"freeze_depth": [6], **HEADS}), rows)
+        self.keep("marginal", "heads", small_sweep.marginal(*sweeps, base))
+
     def keep(self, group: str, name: str, content: Any) -> None:
         self.found.setdefault(group, {})[name] = content
         if self.args.out:
@@ -283,7 +306,7 @@ def tables(found: dict[str, Any]) -> str:
                       f"{one['test_accuracy']:.3f} |" for one in found[group].values()]
     for trial in found.get("notebook", {}).get("trials", []):
         lines.append(f"\nNotebook's loop, depth {trial['depth']}: {trial['seconds']:.0f} s, test {trial['test']:.3f}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *small_sweep.lines(found)])
 
 
 def accuracies_of(scenario: dict[str, Any]) -> list[tuple[int, float, float]]:
@@ -302,10 +325,13 @@ def say(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    choices = ("heads", "suffix", "all", "ladder", "one_token", "accuracy", "bad", "notebook")
+    choices = ("heads", "suffix", "all", "ladder", "one_token", "accuracy", "bad", "notebook", "start",
+               "marginal")
     parser.add_argument("--only", nargs="+", choices=choices, default=choices)
     parser.add_argument("--baseline_trials", type=int, default=4,
                         help="trials per depth that stand for all of them; 0: every one (default: 4)")
+    parser.add_argument("--rounds", type=int, default=5, help="start: how often both sides are timed (default: 5)")
+    parser.add_argument("--times", type=int, default=10, help="marginal: how many times sixty heads (default: 10)")
     parser.add_argument("--out", help="where the JSON goes")
     parser.add_argument("--keep", action="store_true", help="leave the working folder")
     args = parser.parse_args()
@@ -323,7 +349,8 @@ def main() -> None:
             elif name == "bad":
                 bench.compare(Scenario("bad", {"freeze_depth": [0, 1, 2]}, long_texts(work)))
             else:
-                {"ladder": bench.ladder, "one_token": bench.one_token, "notebook": bench.notebook}[name]()
+                {"ladder": bench.ladder, "one_token": bench.one_token, "notebook": bench.notebook,
+                 "start": bench.start, "marginal": bench.marginal}[name]()
     finally:
         if not args.keep:
             shutil.rmtree(work, ignore_errors=True)

@@ -113,7 +113,7 @@ def dry_run(spec: SweepSpec, options: SweepOptions, view: View) -> Forecast:
     with _scratch() as scratch:
         aside = replace(options, output_dir=scratch)
         with team_for(spec, aside, view, scratch / "logs") as team:  # one worker starts, with a sweep worker's threads
-            plan = make_plan(spec, options, team)
+            plan = make_plan(spec, options, team, prepare=False)  # its trials are of a few rows
             probes = _probe_kinds(plan, scratch, team, view)
         return _forecast(plan, options, probes)
 

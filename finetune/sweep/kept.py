@@ -37,11 +37,12 @@ class StatusFile:
     def __init__(self, view: View, path: Path):
         self._view, self._path = view, path
         self.say, self.close = view.say, view.close
-        self._written = 0.0
+        self._written, self._stepped = 0.0, False
 
     def show(self, board: Board) -> None:
         self._view.show(board)
-        if time.monotonic() - self._written >= _STATUS_EVERY:
+        if time.monotonic() - self._written >= _STATUS_EVERY or (board.first_step is not None and not self._stepped):
+            self._stepped = board.first_step is not None
             self.write(board)
 
     def write(self, board: Board, *, ended: bool = False) -> None:

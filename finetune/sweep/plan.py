@@ -131,11 +131,14 @@ def searched_names(spec: SweepSpec) -> list[str]:
     return [p.name for p in spec.parameters if p.distribution != "constant" and p.arguments.get("values", "ab")[1:]]
 
 
-def make_plan(spec: SweepSpec, options: SweepOptions, team: Team) -> Plan:
-    """Resolve the known points on the first worker. Raises what is wrong with any of them; nothing has run then."""
+def make_plan(spec: SweepSpec, options: SweepOptions, team: Team, *, prepare: bool = True) -> Plan:
+    """Resolve the known points on the first worker. Raises what is wrong with any of them; nothing has run then.
+
+    `prepare`: then the workers read all that the first trial will, until they have one.
+    """
     fixed = fixed_knobs(spec, options.output_dir)
     points, probes, open_ended = known_points(spec, options.search_seed, fixed)
-    resolved = resolve_points([*points, *probes], team)
+    resolved = resolve_points([*points, *probes], team, prepare=prepare)
     descriptions: dict[str, Description] = {}
     candidates: list[Candidate] = []
     merged_knobs: set[str] = set()
@@ -218,17 +221,23 @@ def known_points(spec: SweepSpec, search_seed: int, fixed: Mapping[str, Any]) ->
     return random_points(spec, search_seed, startup, fixed), probe_points(spec, fixed), True
 
 
-def resolve_points(points: Sequence[Point], team: Team) -> list[Description]:
+def resolve_points(points: Sequence[Point], team: Team, *, prepare: bool = True) -> list[Description]:
     """Every point's ids and facts, in order. Raises ConfigError, DataError or EnvironmentProblem for the bad ones."""
     team.grow(1)
     for other in team.workers[1:]:
         other.send("warm", points[0].config.model_dump())
-    return resolve_on(team.workers[0], points, team)
+    return resolve_on(team.workers[0], points, team, prepare=prepare)
 
 
-def resolve_on(worker: Worker, points: Sequence[Point], team: Team) -> list[Description]:
-    """The same on a worker that is idle; what the others say meanwhile is heard afterwards."""
-    worker.send("resolve", [(index, point.config.model_dump()) for index, point in enumerate(points)])
+def resolve_on(worker: Worker, points: Sequence[Point], team: Team, *, prepare: bool = False) -> list[Description]:
+    """The same on a worker that is idle or not ready yet; what the others say meanwhile is heard afterwards."""
+    def ask() -> None:
+        worker.send("resolve", [(index, point.config.model_dump()) for index, point in enumerate(points)])
+        if prepare:
+            worker.send("warm", points[0].config.model_dump())
+
+    if worker.ready:  # else it does not read yet, and many points fill the pipe: no signal is heeded meanwhile
+        ask()
     descriptions: dict[int, Description] = {}
     refused: list[Mapping[str, Any]] = []
     others: list[Event] = []
@@ -237,6 +246,8 @@ def resolve_on(worker: Worker, points: Sequence[Point], team: Team) -> list[Desc
         for event in team.events(TICK):
             if event.worker is not worker:
                 others.append(event)
+            elif event.kind == "ready":
+                ask()
             elif event.kind == "died":
                 raise EnvironmentProblem(f"the sweep's points cannot be checked: {event.content} (log: {worker.log})")
             elif event.kind == "resolved":

@@ -45,7 +45,8 @@ class AdaptiveSweep:
         """(board, failures). Raises EnvironmentProblem where full fine-tuning has no result."""
         contents = [description.content for description in self.plan.descriptions.values()]
         self.team.tell("prefix", hint_for(contents, self.options.prefix_budget))
-        self.team.tell("heads", self.plan.heads())
+        if self.team.machine.gpus:
+            self.team.tell("heads", self.plan.heads())
         finished = records_on_disk(self.store, self.plan)
         self.board.already = len(finished)
         dispatcher = AdaptiveDispatcher(self.plan, self._search(), self.team, self.store, self.options, self.board,

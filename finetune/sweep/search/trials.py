@@ -40,8 +40,9 @@ class Candidate:
 
     def attributes(self) -> dict[str, Any]:
         """As the study keeps it: enough for another machine to take the trial over, and to choose by it."""
-        return {"values": dict(self.values), "u": None if self.u is None else dict(self.u),
-                "setting_id": self.setting_id, "kind": self.kind, "trial_id": self.trial_id}  # trial_id: complete
+        drawn = {} if self.u is None else {"u": dict(self.u)}
+        return {"values": dict(self.values), **drawn, "setting_id": self.setting_id, "kind": self.kind,
+                "trial_id": self.trial_id}  # trial_id: complete
 
 
 @dataclass

@@ -77,7 +77,6 @@ def _serve(connection: Connection, task: Any, options: WorkerOptions) -> None:
             for key, knobs in content:
                 connection.send(_resolve(task, key, knobs))
             connection.send(("resolving_done", None))
-            _prepare(task, content[0][1])
         elif kind == "warm":
             _prepare(task, content)
         elif kind == "prefix":
@@ -97,6 +96,8 @@ def _serve(connection: Connection, task: Any, options: WorkerOptions) -> None:
 
 
 def _plan_heads(knobs: list[Mapping[str, Any]]) -> None:
+    if not knobs and "torch" not in sys.modules:  # a task without torch has no use for it
+        return
     from finetune.trial.head_stacks import configure as plan_heads
 
     plan_heads(knobs)
@@ -114,10 +115,9 @@ def _resolve(task: Any, key: Any, knobs: Mapping[str, Any]) -> tuple[str, Any]:
 def _prepare(task: Any, knobs: Mapping[str, Any]) -> None:
     """Load what this trial and its likes will ask for, until the coordinator has one to run. What is wrong with it, the
     worker that resolves it says."""
-    prepare = getattr(task, "prepare_trial", None)  # a task need not offer it
+    prepare = getattr(task, "prepare_trial", task.resolve_trial)  # a task need not offer it
     try:
-        if prepare is not None:
-            prepare(TrialConfig.from_mapping(knobs))
+        prepare(TrialConfig.from_mapping(knobs))
     except Interrupted:
         raise
     except Exception as error:
