@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                              "0.01 for one point")
     parser.add_argument("--storage", metavar="URL",
                         help="postgresql://… or journal:FILE (in a shared folder) shares one sweep among machines; "
-                             "default: OUTPUT_DIR/study.db")
+                             "default: OUTPUT_DIR/study.journal")
     parser.add_argument("--search_seed", type=int, default=0, metavar="N",
                         help="seed of random and bayes (default: 0)")
     parser.add_argument("--retries", type=int, default=2, metavar="N",

@@ -73,6 +73,7 @@ class Trainer:
     loss_sum: Tensor | float = 0.0
     norms: dict[str, float] = field(default_factory=dict)
     stacked: TrainedHead | None = None  # the head, where it has trained in a stack with others (head_stack.py)
+    frozen_before: dict[str, str] | None = None  # as the trial before left it, where the model is that one's
     best: dict[str, Tensor] = field(default_factory=dict)  # weights of the best epoch, of all that has ever trained
 
     def __post_init__(self) -> None:
@@ -128,7 +129,10 @@ class Trainer:
         self.plan.apply(self.classifier)
         if self.prefix is not None:
             self.prefix.enter(self.phases)
-        self.frozen = frozen_digests(self.classifier, self.plan)
+        known, self.frozen_before = self.frozen_before, None
+        if known is None or known.keys() != self.plan.frozen:
+            known = frozen_digests(self.classifier, self.plan)
+        self.frozen = known
         optimizer = make_optimizer(self.classifier, self.config, self.born, self._scales)
         carry_state(self.optimizer, optimizer)
         if self.graphs is not None:

@@ -51,6 +51,8 @@ def build_trainer(run: TrialRun) -> Trainer:
     weights = idle.class_weights if idle and idle.graphs else _class_weights(resolved, accelerator.device)
     trainer = Trainer(config, accelerator, classifier, stack, resolved.strategy, run.splits["train"],
                       resolved.data.task, weights, prefix, said=run.observer.said)
+    if idle:
+        trainer.frozen_before = idle.frozen
     if idle and idle.graphs:
         idle.graphs.hand_over(trainer)
         trainer.graphs = idle.graphs

@@ -26,11 +26,13 @@ NEW_EACH_TIME = frozenset({"seed", "learning_rate", "head_learning_rate"})  # kn
 
 @dataclass
 class Idle:
-    """`graphs` and what they read besides the model, where steps were recorded."""
+    """`frozen`: digests of what was frozen, as they were found at the end. `graphs` and what they read besides the
+    model, where steps were recorded."""
 
     backbone: Backbone
     classifier: Classifier
     stack: LayerStack
+    frozen: dict[str, str]
     graphs: StepGraphs | None = None
     class_weights: Tensor | None = None
 
@@ -48,11 +50,11 @@ def lay_aside(run: TrialRun) -> None:
     run.accelerator.unwrap_model(trainer.classifier, keep_fp32_wrapper=False)
     if trainer.prefix is not None:
         trainer.prefix.remove()
-    kept = Idle(resolved.backbone, trainer.classifier, trainer.stack)
+    kept = Idle(resolved.backbone, trainer.classifier, trainer.stack, trainer.frozen)
     if graphs is not None:
         trainer.graphs = None  # it is not the trial's to close any more
         graphs.hand_over(None)
-        kept = Idle(resolved.backbone, trainer.classifier, trainer.stack, graphs, trainer.class_weights)
+        kept.graphs, kept.class_weights = graphs, trainer.class_weights
     _idle[_kind(resolved, run.accelerator.device, recorded=graphs is not None)] = kept
     heads = [kind for kind, idle in _idle.items() if idle.graphs is None]
     for kind in heads[:-MOST_HEADS]:

@@ -10,7 +10,8 @@ from finetune.sweep.search.search import Search
 from finetune.sweep.search.trials import Candidate, Outcome
 from finetune.sweep.spec.points import grid_points, random_points
 from finetune.sweep.spec.schema import parse_spec
-from finetune.sweep.storages import STUDY_FILE, check_url, open_storage
+from finetune.sweep.storages import DATABASE_FILE, STUDY_FILE, check_url, open_storage
+from finetune.sweep.storages.sqlite import SQLiteStudy
 
 GRID = {"method": "grid", "metric": {"name": "validation/accuracy", "goal": "maximize"}, "parameters": {
     "freeze_depth": {"values": [0, 2, 4]}, "seed": {"values": [1, 2]}, "text_column": {"values": ["a", ["a", "b"]]}}}
@@ -24,7 +25,7 @@ def candidates_of(spec, points):
 
 
 class Bench:
-    """A search on a SQLite file, opened anew as a coordinator would after a crash."""
+    """A search on a journal file, opened anew as a coordinator would after a crash."""
 
     def __init__(self, folder, raw=GRID):
         self.folder = folder
@@ -188,7 +189,7 @@ def test_an_endless_random_search_never_draws_the_same_point_twice(tmp_path):
     assert len(set(first + second)) == 8
 
 
-@pytest.mark.parametrize("damage", [b"", b"this is no database", None])
+@pytest.mark.parametrize("damage", [b"", b"this is no journal", None])
 def test_a_damaged_study_is_set_aside_and_rebuilt(bench, damage):
     bench.start()
     bench.drain()
@@ -198,11 +199,22 @@ def test_a_damaged_study_is_set_aside_and_rebuilt(bench, damage):
     path.write_bytes(content[: len(content) // 2] if damage is None else damage)
     search = bench.start(done=ids(bench)[:4])
     assert sorted(bench.drain()) == sorted(ids(bench)[4:])
-    assert len(search.storage.notes) == (0 if damage == b"" else 1)  # an empty file is an empty database
+    assert len(search.storage.notes) == (damage == b"this is no journal")  # what is torn is skipped
+
+
+def test_a_sweep_that_began_in_sqlite_goes_on_in_it(tmp_path):
+    earlier = SQLiteStudy(tmp_path / DATABASE_FILE)
+    earlier.close()
+    bench = Bench(tmp_path)
+    assert isinstance(bench.start().storage, SQLiteStudy) and not (tmp_path / STUDY_FILE).exists()
+    bench.search.complete(bench.search.take(), 0.5)
+    first = ids(bench)[0]
+    assert sorted(bench.start(done=[first]).storage.notes) == [] and first not in bench.drain()
+    bench.search.storage.close()
 
 
 def test_another_program_s_database_is_not_touched(tmp_path):
-    path = tmp_path / STUDY_FILE
+    path = tmp_path / DATABASE_FILE
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE recipes (name TEXT)")
     connection.close()

@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState
 
 from finetune.config import TrialConfig
 from finetune.errors import Interrupted
+from finetune.models.backbone import forget_backbones
 from finetune.training import loop, signals
 from finetune.training.graphs import EagerTwin, StepGraphs, graphs_for
 from finetune.trial import idle, run_trial
@@ -170,3 +171,17 @@ def test_moments_start_from_zero_and_rates_are_the_new_ones():
     graphs.hand_over(None)
     other = optimizer(1e-2, decay=0.2)
     assert graphs.with_fresh_moments(other) is other and not graphs._steps
+
+
+def test_what_changed_between_two_trials_is_a_leak_of_the_second(trial):
+    trial()
+    kept, = waiting()
+    frozen = next(name for name in kept.frozen)
+    with torch.no_grad():
+        kept.classifier.get_parameter(frozen).view(-1)[0] += 1
+    try:
+        record = trial(seed=2).record
+        assert record.state == "failed" and record.error["kind"] == "leak" and frozen in record.error["message"]
+        assert not waiting()
+    finally:
+        forget_backbones()  # the bytes were the pretrained model's own

@@ -47,8 +47,8 @@ class Search:
         self._study_key = storage.patiently(lambda: storage.optuna.get_study_id_from_name(name))
         self._known: dict[str, Candidate] = {}
         self._filled = False  # once: what runs from then on is run here
-        self._later: deque[Candidate] = deque()  # SQLite: to be queued, while nobody else could take them
-        self._queue: deque[int] | None = None  # SQLite: the waiting trials, read once, since nobody else takes them
+        self._later: deque[Candidate] = deque()  # alone: to be queued, while nobody else could take them
+        self._queue: deque[int] | None = None  # alone: the waiting trials, read once, since nobody else takes them
 
     def _open(self) -> optuna.Study:
         return optuna.create_study(
@@ -65,7 +65,7 @@ class Search:
         `on_disk`: what the records here say. A candidate with a record is added as done; what the study calls done
         by us without a record is queued again. `retry_failed`: also queue what failed for good in an earlier run.
 
-        A trial takes Optuna 20 ms: on SQLite the first ones are queued now and the others by `fill_on`, while those
+        A trial takes Optuna milliseconds: alone, the first ones are queued now and the others by `fill_on`, while those
         train. A coordinator that dies in between leaves the rest to the next one's `fill`.
         """
         self._known.update({candidate.trial_id: candidate for candidate in candidates})
@@ -98,7 +98,7 @@ class Search:
         return bool(self._later)
 
     def _return_orphans(self) -> None:
-        """On SQLite whoever ran a trial is dead: this coordinator holds the lock."""
+        """Alone, whoever ran a trial is dead: this coordinator holds the lock."""
         for trial in self._trials(TrialState.RUNNING):
             self._requeue(trial)
             self._set_failed(trial._trial_id)

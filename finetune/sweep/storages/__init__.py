@@ -1,4 +1,4 @@
-"""Where the study lives: a SQLite file of one coordinator, or a PostgreSQL or a journal file that many share."""
+"""Where the study lives: a journal file of one coordinator, or one or a PostgreSQL server that many share."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ from pathlib import Path
 
 from finetune.errors import ConfigError, Problem
 from finetune.sweep.storages.base import StudyStorage
-from finetune.sweep.storages.sqlite import STUDY_FILE, SQLiteStudy
+from finetune.sweep.storages.local import STUDY_FILE, LocalStudy
+
+DATABASE_FILE = "study.db"  # of a sweep that an earlier version began
 
 JOURNAL = "journal:"
 _POSTGRESQL = ("postgresql://", "postgres://", "postgresql+")
 
 
 def open_storage(url: str | None, output_dir: Path, *, grace: float = 60.0) -> StudyStorage:
-    """The study of --storage `url`; None is OUTPUT_DIR/study.db. Raises EnvironmentProblem when it cannot be used."""
+    """The study of --storage `url`; None is OUTPUT_DIR/study.journal. Raises EnvironmentProblem where none can be."""
     if url is None:
-        return SQLiteStudy(output_dir / STUDY_FILE, grace=grace)
+        if (output_dir / DATABASE_FILE).exists() and not (output_dir / STUDY_FILE).exists():
+            from finetune.sweep.storages.sqlite import SQLiteStudy
+
+            return SQLiteStudy(output_dir / DATABASE_FILE, grace=grace)
+        return LocalStudy(output_dir / STUDY_FILE, grace=grace)
     if url.startswith(JOURNAL):
         from finetune.sweep.storages.journal import JournalStudy
 

@@ -105,7 +105,7 @@ def _is_dead(owner: str) -> bool:
 class JournalFile(JournalFileBackend):
     """Entries are lines; a line that is no entry (torn by a kill, or zeros after a power cut) is skipped by all."""
 
-    def __init__(self, path: Path, lock: OwnedLock):
+    def __init__(self, path: Path, lock: BaseJournalFileLock):
         super().__init__(str(path), lock)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -117,11 +117,15 @@ class JournalFile(JournalFileBackend):
                 size = os.fstat(handle).st_size
                 torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
                 _write(handle, b"\n" + content if torn else content)
-                os.fsync(handle)
+                self.flushed(handle)
             finally:
                 os.close(handle)
         finally:
             self._lock.release()
+
+    def flushed(self, handle: int) -> None:
+        """What was written has reached the file server when this returns."""
+        os.fsync(handle)
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """Entries from a number on. A last line without an end is still being written, or torn: not yet an entry."""

@@ -1,4 +1,4 @@
-"""A SQLite file of one coordinator: the lock on the output directory keeps every other one away."""
+"""A SQLite file of one coordinator, in which earlier versions kept every study: such a sweep goes on in it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 
 from finetune.sweep.storages.base import StudyStorage, environment_problem
-
-STUDY_FILE = "study.db"
 
 
 class SQLiteStudy(StudyStorage):

@@ -24,7 +24,7 @@ def state_of(output_dir: Path) -> dict[str, Any]:
     store = RecordStore(output_dir)
     ids = store.trial_ids()
     if plan is None and not ids:
-        if (output_dir / "study.db").exists() or (output_dir / "logs").exists():
+        if any((output_dir / name).exists() for name in ("study.journal", "study.db", "logs")):
             raise ConfigError(f"{output_dir}: a sweep was stopped here before its first trial; the same "
                               "`finetune sweep` command starts it")
         raise ConfigError(f"{output_dir}: no sweep here (neither sweep.json nor trials/)")
