@@ -114,13 +114,13 @@ def test_an_array_shares_a_sweep_and_a_cancelled_one_leaves_nothing(cluster, tmp
 def goes_on_bit_for_bit(cluster, path, script, stop):
     """One trial, stopped in its middle by `stop`; its task comes back. The record is that of a trial left alone."""
     folder = path.parent / "runs" / "task-1"
+    expected = uninterrupted(path, path.parent / "whole")
     job = cluster.submit(script)
     cluster.wait_until(lambda: in_the_middle(folder), PATIENCE)
     cluster.run(*stop(job))
     cluster.wait_until(lambda: set(cluster.states(job)) != {"RUNNING"}, PATIENCE)
     assert not records(path.parent / "runs")
     cluster.run("scontrol", "update", f"job={job}", "TimeLimit=60")
-    expected = uninterrupted(path, path.parent / "whole")
     cluster.wait_for(job, seconds=PATIENCE)
     record, = records(path.parent / "runs")
     assert len(record.resumes) == 1 and record.resumes[0]["step"] > 0
