@@ -21,9 +21,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")  # tests about W&B say what they want
 
 # Minutes each, and a file stays on one worker: they begin first, so that none is left for the end.
-LONGEST = ("test_wandb_stops", "test_wandb_sweep", "test_interface_sweep", "test_resume", "test_wandb_modes",
-           "test_faults_sweep", "test_sweep_kill", "test_analysis_report", "test_sweep_postgres", "test_sweep_runner",
-           "test_freezing_ranks", "test_tutorial", "test_sweep_slurm")
+LONGEST = ("test_wandb_stops", "test_wandb_sweep", "test_tutorial", "test_interface_sweep", "test_wandb_modes",
+           "test_sweep_slurm", "test_sweep_postgres", "test_sweep_journal", "test_distributed", "test_resume",
+           "test_sweep_runner", "test_sweep_kill", "test_analysis_report", "test_wandb_macros", "test_faults_sweep")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,14 +2,13 @@
 
 import contextlib
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
 
+from finetune.cli import main
 from finetune.config import TrialConfig
 from finetune.data.encoding.batches import to_device
 from finetune.prefix.reuse import PrefixReuse
@@ -80,14 +79,14 @@ def test_a_class_that_training_lacks_is_never_predicted():
     assert set(logits.argmax(1)) == {0, 2}
 
 
-def test_the_command_writes_what_the_report_reads(config, tmp_path):
+def test_the_command_writes_what_the_report_reads(config, tmp_path, capsys):
     folder = tmp_path / "run"
     outcome = run_trial(config)
     RecordStore(folder).publish(outcome.record, outcome.predictions)
-    done = subprocess.run([sys.executable, "-m", "finetune", "probe", str(folder)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    capsys.readouterr()
+    assert main(["probe", str(folder)]) == 0
     content = json.loads((folder / "probe.json").read_text())
-    assert content == json.loads(done.stdout) == layer_probe(config)
+    assert content == json.loads(capsys.readouterr().out) == layer_probe(config)
     assert [point["freeze_depth"] for point in content["points"]] == [-1, 1, 2, 3, 4]
     from analysis.command import _probe
     from analysis.load.records import read_probe
@@ -98,9 +97,7 @@ def test_the_command_writes_what_the_report_reads(config, tmp_path):
     _probe([str(folder), "wandb:a/b/c"])  # finetune report --probe
     assert read_probe(folder / "probe.json")[0]["points"] == content["points"]
     assert worker._probe(tmp_path / "no")[0] is None and "no complete trial" in worker._probe(tmp_path / "no")[1]
-    missing = subprocess.run([sys.executable, "-m", "finetune", "probe", str(tmp_path / "no")], capture_output=True,
-                             text=True)
-    assert missing.returncode == 2 and "no complete trial" in missing.stderr
+    assert main(["probe", str(tmp_path / "no")]) == 2 and "no complete trial" in capsys.readouterr().err
 
 
 SENTENCES = ("a\tO\nfilm\tO\nby\tO\nwoody\tB-person\nallen\tI-person\n{n}\tO\n\n"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report.report import write_report
+from analysis.figures.svg import standalone
+from analysis.report.report import make_report
 from analysis.strategies import markdown, strategy_rows
 from finetune.results import RecordStore
 
@@ -26,25 +27,29 @@ def test_kept_records_are_intact(name, count, predicted):
     assert len(with_rows) == predicted
 
 
-def test_the_readme_says_what_the_report_of_the_kept_sweep_says(tmp_path):
-    summary = write_report([str(RESULTS / "rotten_tomatoes")], folder=tmp_path).summary
-    said = " ".join([summary["headline"], *summary["details"]])
+@pytest.fixture(scope="module")
+def kept():
+    return make_report([str(RESULTS / "rotten_tomatoes")])
+
+
+def test_the_readme_says_what_the_report_of_the_kept_sweep_says(kept):
+    said = " ".join([kept.summary["headline"], *kept.summary["details"]])
     quoted = " ".join(re.findall(r"^> (.*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
     assert quoted == said
-    drawn = (tmp_path / "figures" / "curve.svg").read_text(encoding="utf-8")
+    drawn = next(standalone(figure.svg, figure.title) for figure in kept.figures if figure.name == "curve")
     shown = (ROOT / "docs" / "rotten_tomatoes.svg").read_text(encoding="utf-8")
     assert re.findall(r"<title>(.*?)</title>", drawn) == re.findall(r"<title>(.*?)</title>", shown)
 
 
-def test_the_adaptive_sweep_names_the_depth_that_the_grid_names(tmp_path):
-    named = [write_report([str(RESULTS / name)], folder=tmp_path / name).summary["deepest_safe_freeze"][0]
-             for name in ("rotten_tomatoes", "rotten_tomatoes_adaptive")]
-    assert [verdict["freeze_depth"] for verdict in named] == [3, 3]
-    assert [(test["freeze_depth"], test["safe"]) for test in named[1]["tested"]] == [(3, True), (5, False), (4, False)]
+def test_the_adaptive_sweep_names_the_depth_that_the_grid_names(kept):
+    grid, adaptive = (report.summary["deepest_safe_freeze"][0]
+                      for report in (kept, make_report([str(RESULTS / "rotten_tomatoes_adaptive")])))
+    assert grid["freeze_depth"] == adaptive["freeze_depth"] == 3
+    assert [(test["freeze_depth"], test["safe"]) for test in adaptive["tested"]] == [(3, True), (5, False), (4, False)]
 
 
-def test_the_control_finds_nothing(tmp_path):
-    summary = write_report([str(RESULTS / "null-a"), str(RESULTS / "null-b")], folder=tmp_path).summary
+def test_the_control_finds_nothing():
+    summary = make_report([str(RESULTS / "null-a"), str(RESULTS / "null-b")]).summary
     assert "The same depth differs between no two curves beyond chance" in " ".join(summary["details"])
 
 

@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from finetune.cli import main
 from finetune.config import TrialConfig
 from finetune.results import RecordStore
 from finetune.trial import run_trial
+
+pytestmark = pytest.mark.timeout(600)  # against a hang only: one process exports several times
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -102,45 +105,85 @@ def kept(tiny_bert_dir, tmp_path_factory):
     return store.folder(outcome.record.trial_id)
 
 
-def export(hub, home, *arguments, **extra):
+REFUSED = {
+    ("others/model", "hf_good"): "the hub refuses: .*don't have the rights",
+    ("bad name", "hf_good"): "--push_to_hub = 'bad name': allowed: USER/NAME",
+    ("tester/model", "hf_bad"): "the hub refuses: Invalid username or password",
+    ("tester/model", ""): "needs a token",
+}
+
+# One process for all calls: each imports torch, and the client takes the hub's address when it is imported.
+CALLS = """
+import contextlib, io, json, os, sys
+from finetune.cli import main
+told = []
+for arguments, token in json.loads(sys.argv[1]):
+    os.environ["HF_TOKEN"] = token
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main(["export", *arguments])
+    told.append([code, out.getvalue(), err.getvalue()])
+print("TOLD" + json.dumps(told))
+"""
+
+
+def export(hub, home, calls, **extra):
+    """[code, stdout, stderr] of each call, (arguments, token)."""
     environment = {key: value for key, value in os.environ.items()
                    if not key.lower().endswith("_proxy") and key != "HF_HUB_OFFLINE"}
-    environment |= {"HF_HOME": str(home), "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_TOKEN": "hf_good",
+    environment |= {"HF_HOME": str(home), "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
                     "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", **extra}
-    return subprocess.run([sys.executable, "-m", "finetune", "export", *map(str, arguments)], capture_output=True,
-                          text=True, env=environment, timeout=240, cwd=home)
-
-
-def test_a_model_goes_to_the_hub_with_its_card(hub, kept, tmp_path):
-    done = export(hub, tmp_path, kept, tmp_path / "whole", "--push_to_hub", "tester/my-model", "--private")
+    done = subprocess.run([sys.executable, "-c", CALLS, json.dumps(calls)], capture_output=True, text=True,
+                          env=environment, cwd=home)
     assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.partition("TOLD")[2])
+
+
+@pytest.fixture(scope="module")
+def told(hub, kept, tmp_path_factory):
+    """What each call says, by its repository and token; the first one's folder is `whole`."""
+    home = tmp_path_factory.mktemp("home")
+    hub.repositories["tester/public"] = {"private": False, "files": {}}
+    asked = {("tester/my-model", "hf_good"): [str(home / "whole"), "--private"],
+             ("tester/public", "hf_good"): ["--private"], **{call: [] for call in REFUSED}}
+    calls = [([str(kept), *arguments, "--push_to_hub", repository], token)
+             for (repository, token), arguments in asked.items()]
+    return dict(zip(asked, export(hub, home, calls), strict=True)) | {"whole": home / "whole"}
+
+
+def test_a_model_goes_to_the_hub_with_its_card(hub, told):
+    code, out, err = told["tester/my-model", "hf_good"]
+    assert code == 0, err
     repository = hub.repositories["tester/my-model"]
-    assert repository["private"] is True and "tester/my-model" in done.stdout
-    written = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert repository["private"] is True and "tester/my-model" in out
+    written = {path.name: path.read_bytes() for path in told["whole"].iterdir()}
     assert repository["files"] == written and b"base_model:" in written["README.md"]
     assert "model.safetensors" in written
 
 
-def test_a_public_repository_does_not_get_what_shall_be_private(hub, kept, tmp_path):
-    hub.repositories["tester/public"] = {"private": False, "files": {}}
-    done = export(hub, tmp_path, kept, "--push_to_hub", "tester/public", "--private")
-    assert done.returncode == 2 and "there already, and public" in done.stderr, done.stderr
+def test_a_public_repository_does_not_get_what_shall_be_private(hub, told):
+    code, _, err = told["tester/public", "hf_good"]
+    assert code == 2 and "there already, and public" in err, err
     assert not hub.repositories["tester/public"]["files"]
 
 
-@pytest.mark.parametrize(("repository", "extra", "said"), [
-    ("others/model", {}, "the hub refuses: .*don't have the rights"),
-    ("bad name", {}, "--push_to_hub = 'bad name': allowed: USER/NAME"),
-    ("tester/model", {"HF_TOKEN": "hf_bad"}, "the hub refuses: Invalid username or password"),
-    ("tester/model", {"HF_TOKEN": ""}, "needs a token"),
-    ("tester/model", {"HF_HUB_OFFLINE": "1"}, "cannot be reached")])
-def test_what_the_hub_refuses_is_one_sentence(hub, kept, tmp_path, repository, extra, said):
-    done = export(hub, tmp_path, kept, "--push_to_hub", repository, **extra)
-    assert done.returncode in (2, 5) and re.search(said, done.stderr), done.stderr
-    assert "Traceback" not in done.stderr and repository not in hub.repositories
+def is_refused(hub, repository, said, code, err):
+    assert code in (2, 5) and re.search(said, err), err
+    assert "Traceback" not in err and repository not in hub.repositories
+
+
+@pytest.mark.parametrize("call", REFUSED, ids=" ".join)
+def test_what_the_hub_refuses_is_one_sentence(hub, told, call):
+    code, _, err = told[call]
+    is_refused(hub, call[0], REFUSED[call], code, err)
+
+
+def test_without_network_it_is_one_sentence_too(hub, kept, tmp_path):
+    call = [str(kept), "--push_to_hub", "tester/model"], "hf_good"
+    ((code, _, err),) = export(hub, tmp_path, [call], HF_HUB_OFFLINE="1")
+    is_refused(hub, "tester/model", "cannot be reached", code, err)
 
 
 @pytest.mark.parametrize(("arguments", "said"), [([], "TARGET is missing"), (["there", "--private"], "--private says")])
-def test_what_does_not_go_together(hub, kept, tmp_path, arguments, said):
-    done = export(hub, tmp_path, kept, *arguments)
-    assert done.returncode == 2 and said in done.stderr
+def test_what_does_not_go_together(kept, capsys, arguments, said):
+    assert main(["export", str(kept), *arguments]) == 2
+    assert said in capsys.readouterr().err

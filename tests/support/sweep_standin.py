@@ -31,6 +31,8 @@ from finetune.results import TrialRecord
 from finetune.trial.events import Observer
 
 LAYERS = 4
+ROWS = {"train": 64, "validation": 20, "test": 20}
+PARAMETERS = {"total": 100, "trainable": 10}
 
 
 @dataclass
@@ -47,8 +49,7 @@ class Resolved:
                 "num_layers": int(behaviour.get("layers", LAYERS)), "metrics": ["accuracy", "loss"],
                 "task": "classification", "prefix_id": "toy",
                 "prefix_boundaries": [depth] if behaviour.get("prefix") and (depth := self.config.freeze_depth) else [],
-                "rows": {"train": 64, "validation": 20, "test": 20},
-                "parameters": {"total": 100, "trainable": 10}, "total_epochs": self.config.num_train_epochs,
+                "rows": ROWS, "parameters": PARAMETERS, "total_epochs": self.config.num_train_epochs,
                 "total_steps": 4 * self.config.num_train_epochs}
 
 
@@ -108,7 +109,8 @@ def run_trial(config: TrialConfig, *, observer: Observer) -> Outcome:
         trial_id=resolved.trial_id, setting_id=resolved.setting_id, state="failed" if error else state, error=error,
         config=config.model_dump(), effective=resolved.effective, num_layers=int(behaviour.get("layers", LAYERS)),
         history=history, best_epoch=best["epoch"], metrics={"validation": best["validation"]},
-        cost={"train_seconds": 0.1},
+        cost={"setup_seconds": 0.2, "prefix_seconds": 0.1, "train_seconds": 0.1, "evaluation_seconds": 0.1},
+        data={"rows": ROWS}, parameters=PARAMETERS,
     )
     predictions = {"validation_logits": np.full((20, 2), config.seed, dtype=np.float32)}
     if behaviour.get("test"):
@@ -133,6 +135,7 @@ def _tested(config: TrialConfig, behaviour: dict[str, str]) -> dict[str, np.ndar
 
 def _note_start(config: TrialConfig, resolved: Resolved) -> bool:
     log = Path(config.output_dir) / "starts.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
     first = not log.exists() or resolved.trial_id not in log.read_text()
     with open(log, "a") as file:
         file.write(f"{resolved.trial_id} {os.getpid()}\n")

@@ -140,13 +140,11 @@ def test_a_depth_without_any_result_is_undecided():
     assert look_text(3, without_result(), 6) == "depth 3 of 6: undecided, since none of its tuning trials has a result"
 
 
-def test_a_dry_run_counts_what_it_takes_beside_the_grid(tiny_bert_dir, tmp_path):
-    parameters = {
-        "model_name_or_path": {"value": str(tiny_bert_dir)}, "freeze_depth": {"values": [0, 1, 2, 3, 4]},
-        "seed": {"values": [1, 2]}, "learning_rate": {"value": 1e-3}, "train_size": {"value": 32},
-        "evaluation_size": {"value": 16}, "num_train_epochs": {"value": 1}, "max_length": {"value": 16}}
+def test_a_dry_run_counts_what_it_takes_beside_the_grid(tmp_path):
+    parameters = {"dataset_name": {"value": "toy"}, "freeze_depth": {"values": [0, 1, 2, 3, 4]},
+                  "seed": {"values": [1, 2]}, "learning_rate": {"value": 1e-3}, "num_train_epochs": {"value": 1}}
     forecast = dry_run(parse_spec({"method": "grid", "parameters": parameters}, default_name="toy"),
-                       SweepOptions(tmp_path / "runs", workers=1, adaptive=True), PlainView())
+                       SweepOptions(tmp_path / "runs", workers=1, adaptive=True, task="sweep_standin"), PlainView())
     numbers = forecast.adaptive
     assert numbers["least"] < numbers["expected"] == forecast.trials < numbers["most"] and numbers["grid"] == 5 * 12
     assert f"adaptive, about {numbers['expected']} trials" in forecast.text() and forecast.seconds > 0

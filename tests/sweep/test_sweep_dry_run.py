@@ -1,17 +1,16 @@
-"""`finetune sweep --dry_run` with a real worker on a tiny model."""
+"""`finetune sweep --dry_run` with a real worker, on a tiny model where what a trial costs is the question."""
 
 import json
 import os
 
 import pytest
 
+import sweeps
 from finetune.errors import ConfigError
 from finetune.sweep.estimate import dry_run
 from finetune.sweep.plan import SweepOptions
-from finetune.sweep.spec.points import grid_points
 from finetune.sweep.spec.schema import parse_spec
 from finetune.sweep.view.live import PlainView
-from finetune.train import train
 
 
 def spec(model, **changes):
@@ -57,18 +56,26 @@ def test_data_with_fewer_rows_than_a_probe_takes_is_timed_too(tiny_bert_dir, tmp
     assert "time: about" in forecast.text()
 
 
-def test_what_is_done_costs_nothing_more(tiny_bert_dir, tmp_path):
-    options, asked = SweepOptions(tmp_path / "runs", workers=1), spec(tiny_bert_dir, seed={"values": [1]},
-                                                                      learning_rate={"value": 1e-4})
-    for point in grid_points(asked, {"output_dir": str(tmp_path / "runs")}):
-        train(point.config)
+def standins(**changes):
+    """Trials that train nothing: where what a trial costs is not the question."""
+    return {"method": "grid", "metric": {"name": "validation/accuracy", "goal": "maximize"}, "parameters": {
+        "dataset_name": {"value": "toy"}, "freeze_depth": {"values": [0, 4]}, "seed": {"values": [1]}, **changes}}
 
-    forecast = dry_run(asked, options, PlainView())
 
+def test_what_is_done_costs_nothing_more(tmp_path):
+    sweeps.sweep(tmp_path, standins())
+
+    forecast = dry_run(parse_spec(standins(seed={"values": [1, 2]}), default_name="toy"),
+                       SweepOptions(tmp_path, workers=1, task="sweep_standin"), PlainView())
+    assert (forecast.trials, forecast.done) == (4, 2) and forecast.seconds > 0
+
+    forecast = dry_run(parse_spec(standins(), default_name="toy"),
+                       SweepOptions(tmp_path, workers=1, task="sweep_standin"), PlainView())
     assert (forecast.trials, forecast.done, forecast.seconds) == (2, 2, 0)
 
 
-def test_a_bad_point_is_refused_before_anything_is_timed(tiny_bert_dir, tmp_path):
-    with pytest.raises(ConfigError, match="freeze_depth = 9: allowed: -1 to 4"):
-        dry_run(spec(tiny_bert_dir, freeze_depth={"values": [0, 9]}), SweepOptions(tmp_path / "runs", workers=1),
-                PlainView())
+def test_a_bad_point_is_refused_before_anything_is_timed(tmp_path, capfd):
+    with pytest.raises(ConfigError, match=r"freeze_depth = 9: allowed: -1\.\.4"):
+        dry_run(parse_spec(standins(freeze_depth={"values": [0, 9]}), default_name="toy"),
+                SweepOptions(tmp_path / "runs", workers=1, task="sweep_standin"), PlainView())
+    assert "timing" not in capfd.readouterr().err

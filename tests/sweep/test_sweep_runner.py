@@ -187,7 +187,8 @@ def test_the_target_ends_the_search(tmp_path):
     assert "no run_cap: the search goes on until it is stopped (Ctrl-C)" in ending.lines
 
 
-def test_an_endless_search_ends_when_its_space_does(tmp_path):
+def test_an_endless_search_ends_when_its_space_does(tmp_path, monkeypatch):
+    monkeypatch.setattr("finetune.sweep.dispatch.MAX_REPEATS", 30)  # each draw is written into the study
     raw = grid(method="random")
     raw["parameters"] = {"freeze_depth": {"min": 0, "max": 2}}
     assert sweep(tmp_path, raw).boards[0].complete == 3
@@ -262,7 +263,7 @@ def test_workers_fit_the_machine():
     assert Machine(2, (), 2**30).workers(8, 100) == 8
 
 
-def test_workers_fit_the_gpus(tmp_path, tiny_bert_dir):
+def test_workers_fit_the_gpus():
     base, card = 440 * 10**6, 80 * 2**30  # BERT-base's weights
     assert Machine(16, ("0",), 2**37, card).workers(None, 100, base) == 4
     assert Machine(16, ("0",), 2**37, card).workers(None, 100) == 1  # what is not downloaded may be large

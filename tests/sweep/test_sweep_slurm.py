@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +11,9 @@ import slurm
 import yaml
 
 from finetune.cli import main
+from finetune.config import TrialConfig
 from finetune.results import RecordStore
+from finetune.trial import run_trial
 
 ROOT = Path(__file__).parents[2]
 REASON = slurm.why_not()
@@ -74,10 +75,11 @@ def told(record):
 
 
 def uninterrupted(path, folder):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLURM_CPUS_PER_TASK": "1"}
-    subprocess.run([sys.executable, "-m", "finetune", "sweep", str(path), "--workers", "1", "--output_dir",
-                    str(folder)], check=True, env=environment, capture_output=True)
-    return {record.trial_id: told(record) for record in RecordStore(folder)}
+    """Its only trial, in this process, which has imported torch."""
+    knobs = {name: entry["value"] if "value" in entry else entry["values"][0]
+             for name, entry in yaml.safe_load(path.read_text())["parameters"].items()}
+    record = run_trial(TrialConfig.from_mapping({**knobs, "output_dir": str(folder)})).record
+    return {record.trial_id: told(record)}
 
 
 def locks(runs):
@@ -112,13 +114,13 @@ def test_an_array_shares_a_sweep_and_a_cancelled_one_leaves_nothing(cluster, tmp
 def goes_on_bit_for_bit(cluster, path, script, stop):
     """One trial, stopped in its middle by `stop`; its task comes back. The record is that of a trial left alone."""
     folder = path.parent / "runs" / "task-1"
+    expected = uninterrupted(path, path.parent / "whole")
     job = cluster.submit(script)
     cluster.wait_until(lambda: in_the_middle(folder), PATIENCE)
     cluster.run(*stop(job))
     cluster.wait_until(lambda: set(cluster.states(job)) != {"RUNNING"}, PATIENCE)
     assert not records(path.parent / "runs")
     cluster.run("scontrol", "update", f"job={job}", "TimeLimit=60")
-    expected = uninterrupted(path, path.parent / "whole")
     cluster.wait_for(job, seconds=PATIENCE)
     record, = records(path.parent / "runs")
     assert len(record.resumes) == 1 and record.resumes[0]["step"] > 0

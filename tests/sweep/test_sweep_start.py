@@ -97,7 +97,7 @@ def test_one_trial_fills_while_the_first_one_trains(depths, order):
 
 
 def test_the_first_trial_without_a_prefix_runs_beside_the_one_that_fills(tmp_path):
-    sweep(tmp_path, toy("prefix=1&seconds=0.5"))
+    sweep(tmp_path, toy("prefix=1&seconds=0.5"), workers=2)
     store, pid_of = RecordStore(tmp_path), {}
     for line in (tmp_path / "starts.log").read_text().splitlines()[:2]:
         trial_id, pid = line.split()[:2]
@@ -121,14 +121,14 @@ class Noted(SpareTime):
 def test_spare_time_is_a_worker_s_while_others_train(tmp_path, monkeypatch):
     noted = Noted(tmp_path)
     monkeypatch.setattr(runner, "spare_time", lambda *_: noted)
-    assert sweep(tmp_path, toy("seconds=0.4", depths=[0])).exit_code == 0
+    assert sweep(tmp_path, toy("seconds=0.4", depths=[0]), workers=2).exit_code == 0
     assert noted.ended and noted.offers and set(noted.offers) <= {1, 2}  # of which one is being published
 
 
 def test_one_worker_has_no_spare_time(tmp_path, monkeypatch):
     noted = Noted(tmp_path)
     monkeypatch.setattr(runner, "spare_time", lambda *_: noted)
-    assert sweep(tmp_path, toy(depths=[0]), workers=1).exit_code == 0
+    assert sweep(tmp_path, toy(depths=[0])).exit_code == 0
     assert noted.ended and not noted.offers
 
 

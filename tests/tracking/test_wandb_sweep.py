@@ -28,12 +28,12 @@ def records(staged):
 
 
 def test_two_agents_exhaust_the_grid_under_accelerate_launch(staged):
-    sweep = staged.wandb_sweep(str(staged.sweep_file(command=LAUNCHED, freeze_depth=[0, 2, 4])))
+    sweep = staged.wandb_sweep(str(staged.sweep_file(command=LAUNCHED, freeze_depth=[0, 4])))
     staged.finish(staged.agent(sweep), staged.agent(sweep))
     runs, found = staged.runs(), records(staged)
-    assert [run.state for run in runs] == ["finished"] * 3
-    assert sorted(run.params()["freeze_depth"] for run in runs) == [0, 2, 4]
-    assert len({run.agent for run in runs}) == 2 and len(found) == 3
+    assert [run.state for run in runs] == ["finished"] * 2
+    assert sorted(run.params()["freeze_depth"] for run in runs) == [0, 4]
+    assert len({run.agent for run in runs}) == 2 and len(found) == 2
     for run in runs:
         record = found[run.params()["trial"]["trial_id"]]
         assert record.wandb_run["id"] == run.name and record.sweep == sweep.rsplit("/", 1)[-1]
@@ -85,7 +85,7 @@ def published(staged, sweep):
     assert (run.attributes["jobType"], run.state, run.project) == ("report", "finished", "stage")
     summary = json.loads((staged.folder / "report" / "summary.json").read_text())
     assert run.summary["answer"] == summary["answer"]
-    assert run.summary["curve"]["_type"] == "table-file" and run.summary["curve"]["nrows"] == 3
+    assert run.summary["curve"]["_type"] == "table-file" and run.summary["curve"]["nrows"] == 2
     assert run.summary["report"]["_type"] == "html-file"
 
 
