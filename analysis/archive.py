@@ -1,7 +1,7 @@
 """`python -m analysis.archive RUN KEPT`: a sweep's records, small enough for git, from which its report is rebuilt.
 
-Every record stays as it is; predictions stay only where the report needs rows: the test split of the reported trials.
-A record whose predictions change is sealed anew.
+Every record stays as it is; predictions stay only where the report needs rows: the test split of the reported trials,
+of tags the counts per sentence. A record whose predictions change is sealed anew.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from analysis.load.records import PROBE_FILE, SWEEP_FILE, load_directory
 from analysis.report.report import make_curves
@@ -42,11 +44,17 @@ def keep(run: Path, kept: Path, leave_out: Sequence[str] = ()) -> int:
         history = [{name: value for name, value in entry.items() if name not in leave_out}
                    for entry in trial.record.history]
         store.publish(trial.record.model_copy(update={"files": {}, "cost": cost, "history": history}),
-                      {name: array for name, array in predictions.items() if name.startswith("test_")})
+                      {name: array for name, array in predictions.items() if _is_needed(name, predictions)})
     for name in (SWEEP_FILE, PROBE_FILE):
         if (run / name).exists():
             shutil.copy(run / name, kept / name)
     return len(loaded.trials)
+
+
+def _is_needed(name: str, predictions: Mapping[str, np.ndarray]) -> bool:
+    """By a report: of words with tags it reads no logits where their counts are there."""
+    counted = "test_counts" in predictions
+    return name in ("test_counts", "test_ids") if counted else name.startswith("test_")
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
-from records import World, make_trial, publish, sweep_trials
+from records import TaggedWorld, World, make_trial, publish, sweep_trials
 from reports import EVIL, Page, trials_of
 
 from analysis.figures.plots_cost import spent
@@ -277,6 +277,16 @@ def test_what_is_kept_is_small_and_rebuilds_the_report(written, tmp_path):
     assert make_report([str(tmp_path)]).summary == written.summary
     assert len(list(tmp_path.rglob("predictions.npz"))) == 18
     assert set(np.load(next(tmp_path.rglob("predictions.npz")))) == {"test_logits", "test_labels", "test_ids"}
+
+
+def test_of_tags_only_the_counts_per_sentence_are_kept(tmp_path):
+    from analysis.archive import keep
+
+    run, kept = tmp_path / "run", tmp_path / "kept"
+    publish(run, sweep_trials(TaggedWorld(40), depths=(0, 2), seeds=(1, 2, 3)))
+    assert keep(run, kept) == 6
+    assert write_report([str(kept)]).summary == write_report([str(run)]).summary
+    assert set(np.load(next(kept.rglob("predictions.npz")))) == {"test_counts", "test_ids"}
 
 
 def test_a_figure_to_leave_out_that_no_record_has_is_refused(tmp_path):
