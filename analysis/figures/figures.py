@@ -71,7 +71,7 @@ def _unjudged(general: Across) -> str:
     """What the numbers below the picture leave out."""
     most = max((level.judged for level in general.levels), default=0)
     left = len(general.tasks) - most
-    return f", of those that could be judged ({count(left, general.kind)} could not)" if most and left else ""
+    return f", of those that could be judged ({count(left, general.kind)} could not: pale)" if most and left else ""
 
 
 def _main(curves: Sequence[Curve], margin: float) -> Iterator[Figure]:

@@ -20,6 +20,7 @@ from analysis.statistics.metrics import TAGGED
 from analysis.statistics.tasks import FEWEST_TASKS, at_most, over_tasks, share_interval
 
 ALPHA = 0.05
+TWO_SIDED = 1.96  # standard errors of a 95% interval
 KEPT = 0.95  # the share of the gain that a safe freeze keeps, where metrics differ
 MOST_STEPS = 12
 NOT_POINTS = ("loss", "mse")  # have no natural unit in which tasks could be averaged
@@ -126,7 +127,10 @@ def _beats_baseline(curve: Curve) -> bool:
     assert curve.reference is not None and curve.baseline is not None
     estimate, low, high, _ = curve.reference.interval
     worst = low if curve.sign > 0 else high
-    return curve.sign * ((estimate if math.isnan(worst) else worst) - curve.baseline) > 0
+    if math.isnan(worst):  # two seeds: no interval; taken as if they told how far seeds lie apart
+        parts = curve.reference.measured.parts()
+        worst = estimate - curve.sign * TWO_SIDED * math.sqrt(parts.seeds + parts.rows)
+    return curve.sign * (worst - curve.baseline) > 0
 
 
 def gain(curve: Curve) -> float:

@@ -34,7 +34,8 @@ def answer(curves: Sequence[Curve], margin: float, *, brief: bool = False) -> An
     outcomes: dict[str, list[str]] = defaultdict(list)
     for curve in curves:
         outcomes[_deepest(curve, margin)].append(curve.name)
-    depths = "; ".join(f"{outcome} ({_which(names, curves)})" for outcome, names in outcomes.items())
+    ordered = sorted(outcomes.items(), key=lambda found: found[0].startswith(("none is shown", "no verdict")))
+    depths = "; ".join(f"{outcome} ({_which(names, curves)})" for outcome, names in ordered)
     details = [] if brief else [f"{curve.name}: {' '.join(a.details)}"
                                 for curve, a in zip(curves, found, strict=True) if a.details]
     across = _across(curves)

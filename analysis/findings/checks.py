@@ -63,6 +63,11 @@ def no_reference(curve: Curve) -> Iterator[str]:
         yield "full fine-tuning (freeze_depth 0) is not among the results: what freezing loses cannot be said"
 
 
+def other_metric(curve: Curve) -> Iterator[str]:
+    if curve.asked is not None:
+        yield f"its task has no {curve.asked}: its own metric, {curve.metric}, is reported"
+
+
 def missing_seeds(curve: Curve) -> Iterator[str]:
     for arm, missing in curve.missing.items():
         lost = ", ".join(f"seed {seed} {reason}" for seed, reason in missing.items())
@@ -172,7 +177,8 @@ def margin_is_vacuous(curve: Curve, margins: Sequence[float]) -> Iterator[str]:
 
 CHECKS: list[tuple[str, Callable[[Curve], Iterator[str]]]] = [
     ("unfinished", looks.unfinished), ("decisions", looks.differing),
-    ("no-reference", no_reference), ("missing-seeds", missing_seeds), ("identical-seeds", premises.identical_seeds),
+    ("no-reference", no_reference), ("other-metric", other_metric), ("missing-seeds", missing_seeds),
+    ("identical-seeds", premises.identical_seeds),
     ("confounded", premises.confounded), ("reference-in-doubt", premises.weak_reference),
     ("test-leak", checks_tuning.leak),
     ("predictions", measuring), ("not-confirmed", checks_tuning.not_confirmed), ("few-seeds", few_seeds),

@@ -267,7 +267,7 @@ def test_what_could_not_be_judged_is_said(mixed, six):
     drawn = next(figure for figure in make_report(six).figures if figure.name == "across-tasks")
     assert "no data set could be judged by itself" in drawn.svg
     some = next(figure for figure in make_report(mixed).figures if figure.name == "across-tasks")
-    assert "(1 data set could not)" in some.caption and "a_collection_…_for_a_legend" in some.svg
+    assert "(1 data set could not: pale)" in some.caption and "a_collection_…_for_a_legend" in some.svg
 
 
 def test_few_tasks_say_how_many_are_left_and_why(mixed, tmp_path):
@@ -279,3 +279,19 @@ def test_few_tasks_say_how_many_are_left_and_why(mixed, tmp_path):
     told = [warning["text"] for warning in report.summary["warnings"] if warning["kind"] == "vacuous-margin"]
     assert len(told) == 1 and told[0].startswith("set8: full fine-tuning does not beat the baseline in accuracy (")
     assert "--metric" in told[0] and "--metric" not in report.summary["headline"]
+
+
+def test_a_task_that_has_not_the_asked_metric_is_reported_by_its_own(tmp_path):
+    sources = [task(tmp_path, 1), task(tmp_path, 2, kind="regression")]
+    report = make_report(sources, metric="f1_macro")
+    assert [curve.metric for curve in report.curves] == ["f1_macro", "pearson"]
+    assert {"kind": "other-metric", "text": "set2: its task has no f1_macro: its own metric, pearson, is reported"} \
+        in report.summary["warnings"]
+
+
+def test_two_seeds_that_are_not_clearly_above_the_baseline_leave_nothing_to_lose(tmp_path):
+    chance, clear = (task(tmp_path, number, slope=0.0, seeds=(1, 2), depths=(0, 6), rows=200, name=name,
+                          record={"baseline": {"kind": "majority", "test": {"accuracy": level}, "validation": {}}})
+                     for number, name, level in ((1, "chance", 0.89), (2, "clear", 0.5)))
+    found = across(make_curves(load_sources([chance, clear, task(tmp_path, 3)])), 0.01)
+    assert list(found.left_out) == ["chance"]
