@@ -84,6 +84,14 @@ class Across(NamedTuple):
     def enough(self) -> bool:
         return len(self.tasks) >= FEWEST_TASKS
 
+    @property
+    def left_out_because(self) -> dict[str, list[str]]:
+        """Reason -> the curves that it leaves out."""
+        found: dict[str, list[str]] = {}
+        for curve, reason in self.left_out.items():
+            found.setdefault(reason, []).append(curve)
+        return found
+
 
 def across(curves: Sequence[Curve], margin: float) -> Across | None:
     """Over tasks; None where the curves are of fewer than two."""

@@ -72,7 +72,8 @@ def _premises(found: Across) -> Iterator[str]:
     if found.averaged:
         yield (f"Counted once: {'; '.join(f'{task} ({_names(names)})' for task, names in found.averaged.items())}.")
     if found.left_out:
-        yield f"Left out: {'; '.join(f'{curve} ({reason})' for curve, reason in found.left_out.items())}."
+        each = [f"{', '.join(curves)} ({reason})" for reason, curves in found.left_out_because.items()]
+        yield f"Left out: {'; '.join(each)}."
     if found.in_doubt:
         yield f"Full fine-tuning is in doubt as a reference in {', '.join(found.in_doubt)}."
 

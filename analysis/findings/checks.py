@@ -52,8 +52,9 @@ def across_warnings(general: Across | None) -> list[Warning]:
         return []
     found = [] if general.enough else [Warning("few-tasks", (
         f"{count(len(general.tasks), general.kind)} where {FEWEST_TASKS} are needed: nothing general follows"))]
-    found += [Warning("task-left-out", f"{curve} says nothing over {general.kind}s: {reason}")
-              for curve, reason in general.left_out.items()]
+    found += [Warning("task-left-out", f"{', '.join(curves)} {'says' if len(curves) == 1 else 'say'} nothing over "
+                                       f"{general.kind}s: {reason}")
+              for reason, curves in general.left_out_because.items()]
     return found + [Warning("same-task", f"{', '.join(names)} are one {general.kind} ({task}) and count once, with "
                                          "their mean") for task, names in general.averaged.items()]
 

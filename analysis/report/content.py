@@ -183,7 +183,8 @@ def _loss(value: float | None) -> Cell:
 
 
 def verdict_table(summary: dict[str, Any]) -> Table:
-    rows = [[*_curve_cell(e), Cell(margin_text(e["margin"]), e["margin"]), _depth(e["freeze_depth"]), _tests(e),
+    rows = [[*_curve_cell(e), Cell(margin_text(e["margin"]), e["margin"]),
+             Cell(DASH) if e["reason"].startswith("no verdict") else _depth(e["freeze_depth"]), _tests(e),
              Cell(e["reason"])] for e in summary["deepest_safe_freeze"]]
     note = ("The deepest depth that is shown to lose at most the margin. Depths are tested in the order of a "
             "bisection, each with a one-sided bound at 5% divided by the number of tests that may be made: all "

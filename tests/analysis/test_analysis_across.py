@@ -295,3 +295,16 @@ def test_two_seeds_that_are_not_clearly_above_the_baseline_leave_nothing_to_lose
                      for number, name, level in ((1, "chance", 0.89), (2, "clear", 0.5)))
     found = across(make_curves(load_sources([chance, clear, task(tmp_path, 3)])), 0.01)
     assert list(found.left_out) == ["chance"]
+
+
+def test_details_of_a_curve_name_the_depth_that_they_speak_about(flat):
+    told = [detail for detail in make_report(flat[:2], margins=[0.05]).summary["details"] if detail.startswith("set")]
+    assert len(told) == 2 and all("You can freeze the whole backbone" in detail for detail in told)
+
+
+def test_one_reason_that_leaves_out_several_is_told_once(six, tmp_path):
+    headless = [task(tmp_path, number, depths=(2, 4)) for number in (7, 8)]
+    report = make_report([*six, *headless])
+    told = [warning["text"] for warning in report.summary["warnings"] if warning["kind"] == "task-left-out"]
+    assert len(told) == 1 and told[0].startswith("set7, set8 say nothing over data sets: full fine-tuning")
+    assert "Left out: set7, set8 (full fine-tuning" in report.summary["details"][0]
