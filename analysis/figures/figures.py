@@ -71,7 +71,7 @@ def _unjudged(general: Across) -> str:
     """What the numbers below the picture leave out."""
     most = max((level.judged for level in general.levels), default=0)
     left = len(general.tasks) - most
-    return f", of those that could be judged ({count(left, general.kind)} could not)" if most and left else ""
+    return f", of those that could be judged ({count(left, general.kind)} could not: pale)" if most and left else ""
 
 
 def _main(curves: Sequence[Curve], margin: float) -> Iterator[Figure]:
@@ -84,7 +84,8 @@ def _main(curves: Sequence[Curve], margin: float) -> Iterator[Figure]:
         yield draw("curve", "curve", f"Test {computed[0].metric} against frozen layers", caption,
                    lambda ax: plots.draw_depth_curves(computed, ax), figsize=(WIDE, 4.8))
     elif computed:
-        shown, columns = computed[:MOST_PANELS], 3
+        shown = computed[:MOST_PANELS]
+        columns = 2 if len(shown) in (2, 4) else 3
         rows = -(-len(shown) // columns)
         yield draw("curve", "curve", "Test result against frozen layers", caption,
                    lambda axes: plots.draw_panels(shown, axes.flat), nrows=rows, ncols=columns, squeeze=False,

@@ -123,7 +123,7 @@ def draw_panels(curves: Sequence[DepthCurve], axes: Iterable[Axes]) -> None:
     for ax in axes[len(curves):]:
         ax.set_axis_off()
     first = axes[0].get_legend_handles_labels()
-    axes[0].figure.legend(*first, loc="outside lower center", ncols=3, fontsize=8.5)
+    axes[0].figure.legend(*first, loc="outside lower center", ncols=4, fontsize=8.5)
 
 
 def draw_depth_curves(curves: Sequence[DepthCurve], ax: Axes, *, legend: bool = True) -> None:

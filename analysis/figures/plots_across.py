@@ -115,10 +115,15 @@ def _draw_safe(found: Across, levels: Sequence[Level], places: Sequence[float], 
             ax.annotate("?", (place, 0), ha="center", va="bottom", fontsize=8.5)
         if not level.judged:
             continue
-        share = 100 * level.safe / level.judged
+        total = len(level.losses)
+        share, unknown = (100 * count / total for count in (level.safe, total - level.judged))
         bar, = ax.bar([place], [share], width=_width(places), color=svg.SKY, linewidth=0)
         svg.hover(bar, f"{level.label}: shown safe in {level.safe} of {level.judged} {found.kind}s by themselves")
-        ax.annotate(f"{level.safe}/{level.judged}", (place, share), ha="center", va="bottom", fontsize=8.5)
+        if unknown:
+            pale, = ax.bar([place], [unknown], bottom=[share], width=_width(places), color=GREY, alpha=0.25,
+                           linewidth=0)
+            svg.hover(pale, f"{level.label}: {total - level.judged} of {total} {found.kind}s could not be judged")
+        ax.annotate(f"{level.safe}/{level.judged}", (place, share + unknown), ha="center", va="bottom", fontsize=8.5)
     ax.set_ylim(0, 125)
     ax.set_yticks([0, 50, 100])
     ax.set_ylabel("safe in (%)")

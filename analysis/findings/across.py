@@ -20,6 +20,7 @@ from analysis.statistics.metrics import TAGGED
 from analysis.statistics.tasks import FEWEST_TASKS, at_most, over_tasks, share_interval
 
 ALPHA = 0.05
+TWO_SIDED = 1.96  # standard errors of a 95% interval
 KEPT = 0.95  # the share of the gain that a safe freeze keeps, where metrics differ
 MOST_STEPS = 12
 NOT_POINTS = ("loss", "mse")  # have no natural unit in which tasks could be averaged
@@ -83,6 +84,14 @@ class Across(NamedTuple):
     def enough(self) -> bool:
         return len(self.tasks) >= FEWEST_TASKS
 
+    @property
+    def left_out_because(self) -> dict[str, list[str]]:
+        """Reason -> the curves that it leaves out."""
+        found: dict[str, list[str]] = {}
+        for curve, reason in self.left_out.items():
+            found.setdefault(reason, []).append(curve)
+        return found
+
 
 def across(curves: Sequence[Curve], margin: float) -> Across | None:
     """Over tasks; None where the curves are of fewer than two."""
@@ -126,7 +135,10 @@ def _beats_baseline(curve: Curve) -> bool:
     assert curve.reference is not None and curve.baseline is not None
     estimate, low, high, _ = curve.reference.interval
     worst = low if curve.sign > 0 else high
-    return curve.sign * ((estimate if math.isnan(worst) else worst) - curve.baseline) > 0
+    if math.isnan(worst):  # two seeds: no interval; taken as if they told how far seeds lie apart
+        parts = curve.reference.measured.parts()
+        worst = estimate - curve.sign * TWO_SIDED * math.sqrt(parts.seeds + parts.rows)
+    return curve.sign * (worst - curve.baseline) > 0
 
 
 def gain(curve: Curve) -> float:

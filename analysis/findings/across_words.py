@@ -54,8 +54,9 @@ def _tested(found: Across, test: Test) -> str:
 
 
 def _too_few(found: Across) -> Iterator[str]:
-    yield (f"{of_tasks(found, len(found.tasks))} where {FEWEST_TASKS} are needed: nothing general follows about other "
-           f"{found.kind}s.")
+    left = " left" if found.left_out else ""
+    yield (f"{of_tasks(found, len(found.tasks))}{left} where {FEWEST_TASKS} are needed: nothing general follows about "
+           f"other {found.kind}s.")
     levels = [level for level in found.levels if level.share is not None]
     if shown := levels[::-max(len(levels) // 3, 1)][:3][::-1]:
         each = [f"{loses(found, level.mean)} ({of_level(level)})" for level in shown]
@@ -71,7 +72,8 @@ def _premises(found: Across) -> Iterator[str]:
     if found.averaged:
         yield (f"Counted once: {'; '.join(f'{task} ({_names(names)})' for task, names in found.averaged.items())}.")
     if found.left_out:
-        yield f"Left out: {'; '.join(f'{curve} ({reason})' for curve, reason in found.left_out.items())}."
+        each = [f"{', '.join(curves)} ({reason})" for reason, curves in found.left_out_because.items()]
+        yield f"Left out: {'; '.join(each)}."
     if found.in_doubt:
         yield f"Full fine-tuning is in doubt as a reference in {', '.join(found.in_doubt)}."
 

@@ -34,12 +34,19 @@ def answer(curves: Sequence[Curve], margin: float, *, brief: bool = False) -> An
     outcomes: dict[str, list[str]] = defaultdict(list)
     for curve in curves:
         outcomes[_deepest(curve, margin)].append(curve.name)
-    depths = "; ".join(f"{outcome} ({_which(names, curves)})" for outcome, names in outcomes.items())
-    details = [] if brief else [f"{curve.name}: {' '.join(a.details)}"
+    ordered = sorted(outcomes.items(), key=lambda found: found[0].startswith(("none is shown", "no verdict")))
+    depths = "; ".join(f"{outcome} ({_which(names, curves)})" for outcome, names in ordered)
+    details = [] if brief else [f"{curve.name}: {' '.join([*_named(curve, a, margin), *a.details])}"
                                 for curve, a in zip(curves, found, strict=True) if a.details]
     across = _across(curves)
     return Answer(f"Deepest safe freeze at a margin of {margin_text(margin)}{of}: {depths}.",
                   [across, *details] if across else details)
+
+
+def _named(curve: Curve, found: Answer, margin: float) -> list[str]:
+    """The curve's own headline where it names a depth, which its details speak about."""
+    blocked = verdict.blocked(curve, margin) is not None
+    return [] if blocked or verdict.deepest_safe(curve, margin).freeze_depth is None else [found.headline]
 
 
 def _across(curves: Sequence[Curve]) -> str:

@@ -52,8 +52,9 @@ def across_warnings(general: Across | None) -> list[Warning]:
         return []
     found = [] if general.enough else [Warning("few-tasks", (
         f"{count(len(general.tasks), general.kind)} where {FEWEST_TASKS} are needed: nothing general follows"))]
-    found += [Warning("task-left-out", f"{curve} says nothing over {general.kind}s: {reason}")
-              for curve, reason in general.left_out.items()]
+    found += [Warning("task-left-out", f"{', '.join(curves)} {'says' if len(curves) == 1 else 'say'} nothing over "
+                                       f"{general.kind}s: {reason}")
+              for reason, curves in general.left_out_because.items()]
     return found + [Warning("same-task", f"{', '.join(names)} are one {general.kind} ({task}) and count once, with "
                                          "their mean") for task, names in general.averaged.items()]
 
@@ -61,6 +62,11 @@ def across_warnings(general: Across | None) -> list[Warning]:
 def no_reference(curve: Curve) -> Iterator[str]:
     if curve.reference is None:
         yield "full fine-tuning (freeze_depth 0) is not among the results: what freezing loses cannot be said"
+
+
+def other_metric(curve: Curve) -> Iterator[str]:
+    if curve.asked is not None:
+        yield f"its task has no {curve.asked}: its own metric, {curve.metric}, is reported"
 
 
 def missing_seeds(curve: Curve) -> Iterator[str]:
@@ -172,7 +178,8 @@ def margin_is_vacuous(curve: Curve, margins: Sequence[float]) -> Iterator[str]:
 
 CHECKS: list[tuple[str, Callable[[Curve], Iterator[str]]]] = [
     ("unfinished", looks.unfinished), ("decisions", looks.differing),
-    ("no-reference", no_reference), ("missing-seeds", missing_seeds), ("identical-seeds", premises.identical_seeds),
+    ("no-reference", no_reference), ("other-metric", other_metric), ("missing-seeds", missing_seeds),
+    ("identical-seeds", premises.identical_seeds),
     ("confounded", premises.confounded), ("reference-in-doubt", premises.weak_reference),
     ("test-leak", checks_tuning.leak),
     ("predictions", measuring), ("not-confirmed", checks_tuning.not_confirmed), ("few-seeds", few_seeds),

@@ -142,6 +142,7 @@ class Curve:
     points: list[Point]
     labels: np.ndarray | None  # (rows,) test labels; None when records came without predictions
     notes: list[str]  # what was found while measuring
+    asked: str | None = None  # the metric that was asked for, where this task has no such metric
 
     @property
     def name(self) -> str:
@@ -250,15 +251,17 @@ class Curve:
 
 
 def measure(protocol: Protocol, *, metric: str | None = None, population: Population = "new_text") -> Curve:
-    """Read the reported trials' test predictions and make the curve."""
-    metric = metric or protocol.group.metric
+    """Read the reported trials' test predictions and make the curve; by its own metric where it has not this one."""
+    known = {name for trial in protocol.group.trials for name in trial.record.metrics.get(SPLIT, {})}
+    asked = metric if metric is not None and known and metric not in known else None
+    metric = protocol.group.metric if metric is None or asked else metric
     reader = _Reader(metric, protocol.group.first.record.task)
     measured = [(choice, reader.measure(choice)) for choice in protocol.choices]
     if any(m.rows is None for _, m in measured):
         population = "this_test_set"
         measured = [(choice, Measured(m.seeds, m.values)) for choice, m in measured]
     reference = next((m for choice, m in measured if choice.arm.is_reference), None)
-    curve = Curve(protocol, metric, population, [], reader.labels, reader.notes)
+    curve = Curve(protocol, metric, population, [], reader.labels, reader.notes, asked)
     return replace(curve, points=[_point(curve, choice, m, reference) for choice, m in measured])
 
 

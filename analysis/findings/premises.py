@@ -202,8 +202,9 @@ def vacuous_margin(curve: Curve, margin: float) -> str | None:
     by_word = _baseline_kind(curve) == BY_WORD
     if gain <= 0:
         named = f" ({BY_WORD})" if by_word else ""
-        return (f"full fine-tuning does not beat the baseline{named} in {curve.metric} ({points(-gain)} points "
-                f"below it), so that there is nothing that freezing could lose{_other_metric(curve)}")
+        below = f"{points(-gain)} points below it" if gain < 0 else "it gets the same"
+        return (f"full fine-tuning does not beat the baseline{named} in {curve.metric} ({below}), so that there is "
+                f"nothing that freezing could lose{_other_metric(curve)}")
     answer = "giving each word its most frequent tag" if by_word else "an answer that never reads the text"
     return (f"a margin of {margin_text(margin)} is not clearly below what full fine-tuning gains over the baseline "
             f"({points(gain)} points of {curve.metric}): {answer} would nearly pass"

@@ -62,7 +62,9 @@ def across_tables(summary: dict[str, Any]) -> list[Table]:
     over = (f"Mean over {kind}s with its 95% t-interval and one-sided 95% bound; “another” is where another {kind}'s "
             "own loss would lie (95%)") if found["general"] else (
             f"Mean over just these {kind}s: with fewer than five nothing general follows")
-    note = f"{over}; “safe in” counts the {kind}s that show it by themselves. Levels: {found['steps']}."
+    judged = any(level["judged"] for level in found["levels"])
+    safe = f"; “safe in” counts the {kind}s that show it by themselves" if judged else ""
+    note = f"{over}{safe}. Levels: {found['steps']}."
     columns = ["frozen", "really frozen", f"{kind}s", f"loses ({unit})", "95% low", "95% high", "at most",
                "another low", "another high", "safe in", "share low", "share high"]
     each = [[Cell(task), *(_loss(e["losses"].get(task)) for e in found["levels"])] for task in found["tasks"]]
@@ -181,7 +183,8 @@ def _loss(value: float | None) -> Cell:
 
 
 def verdict_table(summary: dict[str, Any]) -> Table:
-    rows = [[*_curve_cell(e), Cell(margin_text(e["margin"]), e["margin"]), _depth(e["freeze_depth"]), _tests(e),
+    rows = [[*_curve_cell(e), Cell(margin_text(e["margin"]), e["margin"]),
+             Cell(DASH) if e["reason"].startswith("no verdict") else _depth(e["freeze_depth"]), _tests(e),
              Cell(e["reason"])] for e in summary["deepest_safe_freeze"]]
     note = ("The deepest depth that is shown to lose at most the margin. Depths are tested in the order of a "
             "bisection, each with a one-sided bound at 5% divided by the number of tests that may be made: all "

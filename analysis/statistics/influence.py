@@ -17,6 +17,12 @@ import numpy as np
 
 from analysis.statistics import metrics
 
+KNOWN = {  # besides means over rows
+    "classification": ("f1", "f1_macro", "f1_weighted", "matthews"), "multilabel": ("f1_micro", "f1_macro"),
+    "regression": ("pearson", "spearman"),
+    metrics.TAGGED: ("f1", "f1_macro", "precision", "recall", "accuracy", "loss"),
+}
+
 
 class Derived(NamedTuple):
     """A metric (seeds,) and its derivative by the weight of each row, times the rows: (seeds, rows)."""
@@ -29,7 +35,7 @@ def row_values(metric: str, task: str, logits: np.ndarray, labels: np.ndarray) -
     """Scores per row whose mean is the metric: exact ones for a mean over rows, else metric + influence.
 
     logits (rows, outputs) of one seed -> (rows,); (seeds, rows, outputs) -> (seeds, rows). labels as in
-    `finetune.data.Split`.
+    `finetune.data.Split`. Raises ValueError for a metric that the task does not have.
     """
     seeds, single = _with_seeds(task, logits)
     if metrics.is_mean_over_rows(metric, task):
@@ -54,6 +60,8 @@ def _with_seeds(task: str, logits: np.ndarray) -> tuple[np.ndarray, bool]:
 
 
 def _derived(metric: str, task: str, logits: np.ndarray, labels: np.ndarray) -> Derived:
+    if metric not in KNOWN[task]:
+        raise ValueError(f"{metric} is no metric of {task}: {', '.join(KNOWN[task])}")
     if task == metrics.TAGGED:
         found = _of_counts(metric, logits)
     elif task == "regression":

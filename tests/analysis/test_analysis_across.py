@@ -12,6 +12,8 @@ from scipy import stats
 from analysis.findings.across import across, steps_of
 from analysis.findings.across_words import details, headline
 from analysis.load.records import load_sources
+from analysis.report.content import make_tables
+from analysis.report.page import title
 from analysis.report.report import make_curves, make_report
 from analysis.statistics import tasks
 from finetune.cli import main as cli
@@ -228,3 +230,81 @@ def test_the_interval_over_tasks_covers_the_mean_of_the_tasks_there_are():
         beyond += found.new_low <= new <= found.new_high
         over += tasks.at_most(values) >= 1.0
     assert 1860 < covered < 1935 and 1860 < beyond < 1935 and 1860 < over < 1935
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Three metrics, one of which is better when it is smaller, a task that learnt nothing, a task of a long name."""
+    folder = tmp_path_factory.mktemp("mixed")
+    named = task(folder, 3, slope=0.05, metric="f1", name="a_collection_whose_name_is_too_long_for_a_legend")
+    return [task(folder, 1, kind="regression"), task(folder, 2, metric="loss"), named,
+            task(folder, 4, slope=0.0, seeds=(1, 2)), task(folder, 5, slope=-0.3, rows=300)]
+
+
+def test_mixed_metrics_have_a_column_of_their_own(mixed):
+    report = make_report(mixed)
+    table = next(table for table in make_tables(report.summary, report.curves) if table.name == "curve")
+    place = table.columns.index("metric")
+    assert table.columns[place + 1] == "test result"
+    assert {(row[0].text, row[place].text) for row in table.rows} >= {("set1", "pearson"), ("set2", "loss")}
+    assert len({len(row) for row in table.rows} | {len(table.columns)}) == 1
+    assert title(report.summary) == "sentence-transformers/all-MiniLM-L6-v2 on 5 data sets"
+
+
+def test_a_task_that_gains_is_not_said_to_lose_less_than_nothing(mixed):
+    found = found_of(mixed)
+    assert found.levels[-1].losses["set5"] < 0
+    told = details(found)[0]
+    assert "set5 does best there (adds " in told and "loses −" not in headline(found) + told
+    text = " ".join(make_report(mixed).summary["details"])
+    assert "loses -" not in text and "loses −" not in text
+
+
+def test_what_could_not_be_judged_is_said(mixed, six):
+    found = found_of(six, margin=0.001)
+    assert found.levels[-1].judged == 0 and found.named is None
+    assert "By itself this freeze is judged in no data set, which takes 5 seeds" in details(found)[0]
+    drawn = next(figure for figure in make_report(six).figures if figure.name == "across-tasks")
+    assert "no data set could be judged by itself" in drawn.svg
+    some = next(figure for figure in make_report(mixed).figures if figure.name == "across-tasks")
+    assert "(1 data set could not: pale)" in some.caption and "a_collection_…_for_a_legend" in some.svg
+
+
+def test_few_tasks_say_how_many_are_left_and_why(mixed, tmp_path):
+    nothing = task(tmp_path, 8, slope=0.0, rows=300, record={"baseline": {"kind": "majority", "test": {
+        "accuracy": 0.999}, "validation": {"accuracy": 0.999}}})
+    report = make_report([*mixed[:2], nothing])
+    general = report.summary["details"][0]
+    assert general.startswith("2 data sets left where 5 are needed") and "Left out: set8 (full fine-tuning" in general
+    told = [warning["text"] for warning in report.summary["warnings"] if warning["kind"] == "vacuous-margin"]
+    assert len(told) == 1 and told[0].startswith("set8: full fine-tuning does not beat the baseline in accuracy (")
+    assert "--metric" in told[0] and "--metric" not in report.summary["headline"]
+
+
+def test_a_task_that_has_not_the_asked_metric_is_reported_by_its_own(tmp_path):
+    sources = [task(tmp_path, 1), task(tmp_path, 2, kind="regression")]
+    report = make_report(sources, metric="f1_macro")
+    assert [curve.metric for curve in report.curves] == ["f1_macro", "pearson"]
+    assert {"kind": "other-metric", "text": "set2: its task has no f1_macro: its own metric, pearson, is reported"} \
+        in report.summary["warnings"]
+
+
+def test_two_seeds_that_are_not_clearly_above_the_baseline_leave_nothing_to_lose(tmp_path):
+    chance, clear = (task(tmp_path, number, slope=0.0, seeds=(1, 2), depths=(0, 6), rows=200, name=name,
+                          record={"baseline": {"kind": "majority", "test": {"accuracy": level}, "validation": {}}})
+                     for number, name, level in ((1, "chance", 0.89), (2, "clear", 0.5)))
+    found = across(make_curves(load_sources([chance, clear, task(tmp_path, 3)])), 0.01)
+    assert list(found.left_out) == ["chance"]
+
+
+def test_details_of_a_curve_name_the_depth_that_they_speak_about(flat):
+    told = [detail for detail in make_report(flat[:2], margins=[0.05]).summary["details"] if detail.startswith("set")]
+    assert len(told) == 2 and all("You can freeze the whole backbone" in detail for detail in told)
+
+
+def test_one_reason_that_leaves_out_several_is_told_once(six, tmp_path):
+    headless = [task(tmp_path, number, depths=(2, 4)) for number in (7, 8)]
+    report = make_report([*six, *headless])
+    told = [warning["text"] for warning in report.summary["warnings"] if warning["kind"] == "task-left-out"]
+    assert len(told) == 1 and told[0].startswith("set7, set8 say nothing over data sets: full fine-tuning")
+    assert "Left out: set7, set8 (full fine-tuning" in report.summary["details"][0]

@@ -39,6 +39,7 @@ def test_intervals_hold_the_truth_and_are_not_idle(planted, seeds, seed_sd):
     for held in found.values():
         assert held.covered > 0.95 - 4 * math.sqrt(0.95 * 0.05 / repeats)
         assert held.exceeded < 0.05 + 4 * math.sqrt(0.95 * 0.05 / repeats)
+        assert 0.95 <= held.due < 0.98
         assert held.width < narrowest.behaviour(narrowest.split_t(seeds), seeds).width.max() + 0.25
 
 

@@ -96,3 +96,10 @@ def test_a_collapsed_seed_widens_the_interval_and_breaks_nothing(rng):
     one_collapsed = stats.split_parts(influence.row_values("f1", "classification", logits, labels))
     assert one_collapsed.seeds > 10 * sound.seeds
     assert stats.half_width(one_collapsed, 0.975) > stats.half_width(sound, 0.975)
+
+
+@pytest.mark.parametrize(("task", "outputs", "name"), [("regression", 1, "f1_macro"), ("multilabel", 3, "matthews"),
+                                                       ("classification", 3, "pearson")])
+def test_a_metric_of_another_task_is_refused(rng, task, outputs, name):
+    with pytest.raises(ValueError, match=f"{name} is no metric of {task}"):
+        influence.row_values(name, task, *experiment(rng, task, outputs))
