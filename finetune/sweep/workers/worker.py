@@ -1,7 +1,7 @@
 """The child process that trains: it imports torch once, keeps data and backbone warm, and answers its coordinator.
 
 coordinator -> worker    ("begin", WorkerOptions), first of all    ("warm", knobs)    ("prefix", PrefixHint)
-                         ("heads", [knobs, …] of trials that train a head alone)
+                         ("heads", (shared knobs, [own knobs, …]) of trials that train a head alone)
                          ("resolve", [(key, knobs), …])    ("run", (knobs, {"sweep", "protocol"} or None))
                          ("verdict", verdict)    ("probe", folder)    ("quit", None)
 worker -> coordinator    ("ready", None)    ("resolved", (key, description))    ("refused", (key, error))
@@ -82,7 +82,7 @@ def _serve(connection: Connection, task: Any, options: WorkerOptions) -> None:
         elif kind == "prefix":
             configure(content)
         elif kind == "heads":
-            _plan_heads(content)
+            _plan_heads(*content)
         elif kind == "probe":
             connection.send(("probed", _probe(content)))
         elif kind == "run":
@@ -95,12 +95,12 @@ def _serve(connection: Connection, task: Any, options: WorkerOptions) -> None:
                 gc.collect()  # models refer to themselves; the next one shall not be built beside the last
 
 
-def _plan_heads(knobs: list[Mapping[str, Any]]) -> None:
-    if not knobs and "torch" not in sys.modules:  # a task without torch has no use for it
+def _plan_heads(shared: Mapping[str, Any], own: Sequence[Mapping[str, Any]]) -> None:
+    if not own and "torch" not in sys.modules:  # a task without torch has no use for it
         return
     from finetune.trial.head_stacks import configure as plan_heads
 
-    plan_heads(knobs)
+    plan_heads([{**shared, **each} for each in own])
 
 
 def _resolve(task: Any, key: Any, knobs: Mapping[str, Any]) -> tuple[str, Any]:
