@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from accelerate.state import AcceleratorState
 
 from finetune.config import TrialConfig
 from finetune.errors import Interrupted
+from finetune.sweep.plan import Description, Plan
+from finetune.sweep.search.trials import Candidate
 from finetune.training import head_stack as module
 from finetune.training import signals
 from finetune.training.head_stack import Common, common_width
@@ -217,3 +220,18 @@ def test_out_of_memory_falls_back_to_training_alone(trial, monkeypatch):
     outcome = trial(observer=Listens())
     assert outcome.record.state == "complete" and "head_slots" not in outcome.record.prefix
     assert len(said) == 1 and "stack of heads" in said[0]
+
+
+def test_a_plan_says_once_what_its_heads_share():
+    def candidate(index, depth):
+        values = {"dataset_name": "x", "freeze_depth": depth, "seed": index, "head_learning_rate": 10.0 ** -(index % 3)}
+        return Candidate(f"{depth}-{index}", values)
+
+    candidates = tuple(candidate(index, depth) for depth in (2, LAYERS) for index in range(200))
+    descriptions = {one.trial_id: Description({"num_layers": LAYERS, "prefix_boundaries": [one.values["freeze_depth"]]})
+                    for one in candidates}
+    plan = Plan(None, "study", candidates, descriptions, {"output_dir": "out"}, len(candidates), (), False, [])
+    shared, own = plan.heads()
+    assert shared == {"dataset_name": "x", "freeze_depth": LAYERS, "output_dir": "out"}
+    assert own[:2] == [{"seed": 0, "head_learning_rate": 1.0}, {"seed": 1, "head_learning_rate": 0.1}]
+    assert len(own) == 200 and len(pickle.dumps(("heads", (shared, own)))) < 2**15, "a pipe holds twice that"
