@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from analysis.findings.words import signed
 from analysis.simulate import narrowest
 from analysis.simulate.planted import PLANTED, Planted
 from analysis.simulate.worlds import ACCURACY, SEEDS, World, error, header, percent, row, worlds
@@ -75,7 +76,7 @@ def metrics_table(repeats: int, rng: np.random.Generator) -> Iterator[str]:
         found = _in_a_row(world, repeats, rng)
         away += [[held.covered - held.due for held in each] for each in found.values()]
         yield from _lines(world, found)
-    cells = [f"{100 * np.mean(each):+.1f} ± {100 * np.std(each):.1f}" for each in zip(*away, strict=True)]
+    cells = [f"{signed(np.mean(each))} ± {percent(np.std(each))}" for each in zip(*away, strict=True)]
     yield f"| all | 0% | all | coverage − due | {' | '.join(cells)} |"
     for world in every[len(sound):]:
         yield from _lines(world, _in_a_row(world, repeats, rng))
