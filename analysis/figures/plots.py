@@ -42,6 +42,7 @@ class DepthCurve(NamedTuple):
     margin: float
     sign: int
     candidates: tuple[int, ...] = ()  # of an adaptive sweep: every depth it might have visited
+    baseline_name: str = "baseline"
 
 
 def scale_of(metric: str) -> float:
@@ -62,7 +63,13 @@ def depth_curve(curve: Curve, margin: float) -> DepthCurve:
     reference = curve.reference.interval.estimate if curve.reference else None
     return DepthCurve(curve.name, curve.metric, [_depth_point(curve, p) for p in curve.depths], reference,
                       curve.baseline, safe.freeze_depth, margin, curve.sign,
-                      (0, *curve.looks.candidates) if curve.looks else ())
+                      (0, *curve.looks.candidates) if curve.looks else (), _baseline_name(curve))
+
+
+def _baseline_name(curve: Curve) -> str:
+    if curve.baseline_kind in (None, "majority", "mean"):
+        return "majority baseline" if curve.metric in FRACTIONS else "baseline"
+    return f"baseline: {curve.baseline_kind}"
 
 
 def _depth_point(curve: Curve, point: Point) -> DepthPoint:
@@ -191,7 +198,7 @@ def _draw_baseline(curve: DepthCurve, ax: Axes) -> None:
     """A line, or, where it would squeeze the curve into a corner, a note at the edge of the axis."""
     if curve.baseline is None:
         return
-    name = "majority baseline" if curve.metric in FRACTIONS else "baseline"
+    name = curve.baseline_name
     bottom, top = ax.get_ylim()
     level = scale_of(curve.metric) * curve.baseline
     if bottom - 1.5 * (top - bottom) <= level <= top + 1.5 * (top - bottom):

@@ -230,6 +230,12 @@ class Curve:
         return next((value for point in self.points for trial in point.trials
                      if (value := baseline_value(trial, SPLIT, self.metric)) is not None), None)
 
+    @property
+    def baseline_kind(self) -> str | None:
+        """What answer the baseline is, in the records' words; None where they hold none."""
+        return next((kind for point in self.points for trial in point.trials
+                     if (kind := trial.record.baseline.get("kind"))), None)
+
     @cached_property
     def baseline_rows(self) -> np.ndarray | float | None:
         """The baseline's score per row where the majority class is known from its accuracy, else its value."""

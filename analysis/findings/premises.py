@@ -199,7 +199,7 @@ def vacuous_margin(curve: Curve, margin: float) -> str | None:
     gain = curve.sign * (curve.reference.interval.estimate - curve.baseline)
     if margin < VACUOUS_SHARE * gain:
         return None
-    by_word = _baseline_kind(curve) == BY_WORD
+    by_word = curve.baseline_kind == BY_WORD
     if gain <= 0:
         named = f" ({BY_WORD})" if by_word else ""
         below = f"{points(-gain)} points below it" if gain < 0 else "it gets the same"
@@ -212,15 +212,10 @@ def vacuous_margin(curve: Curve, margin: float) -> str | None:
             f"{MEANINGFUL_SHARE:.0%} of the gain); the kept share of the gain is in its own table")
 
 
-def _baseline_kind(curve: Curve) -> str | None:
-    """What answer the baseline is, in the records' words."""
-    return curve.reference.trials[0].record.baseline.get("kind") if curve.reference else None
-
-
 def _other_metric(curve: Curve) -> str:
     record = curve.reference.trials[0].record if curve.reference else None
     known = record.metrics.get("test", {}) if record else {}
-    if _baseline_kind(curve) == BY_WORD:  # no constant answer: it does well in every metric
+    if curve.baseline_kind == BY_WORD:  # no constant answer: it does well in every metric
         return ""
     # Of entities every F1 of "all O" is 0 already; of words it is right where most have no entity.
     tagged = record is not None and record.task == TAGGED and "precision" in known

@@ -285,7 +285,10 @@ def test_of_tags_only_the_counts_per_sentence_are_kept(tmp_path):
     run, kept = tmp_path / "run", tmp_path / "kept"
     publish(run, sweep_trials(TaggedWorld(40), depths=(0, 2), seeds=(1, 2, 3)))
     assert keep(run, kept) == 6
-    assert write_report([str(kept)]).summary == write_report([str(run)]).summary
+    again = write_report([str(kept)])
+    assert again.summary == write_report([str(run)]).summary
+    drawn = (again.folder / "figures" / "curve.svg").read_text()
+    assert "baseline: all O" in drawn and "majority" not in drawn
     assert set(np.load(next(kept.rglob("predictions.npz")))) == {"test_counts", "test_ids"}
 
 

@@ -18,7 +18,8 @@ RESULTS = ROOT / "docs" / "results"
 
 @pytest.mark.parametrize(("name", "count", "predicted"), [("rotten_tomatoes", 140, 80), ("null-a", 30, 30),
                                                           ("null-b", 30, 30), ("strategies_mini", 54, 28),
-                                                          ("rotten_tomatoes_adaptive", 62, 35)])
+                                                          ("rotten_tomatoes_adaptive", 62, 35),
+                                                          ("entities_mini", 15, 15)])
 def test_kept_records_are_intact(name, count, predicted):
     store = RecordStore(RESULTS / name)
     records = [store.load(trial_id) for trial_id in store.trial_ids()]
@@ -46,6 +47,20 @@ def test_the_adaptive_sweep_names_the_depth_that_the_grid_names(kept):
                       for report in (kept, make_report([str(RESULTS / "rotten_tomatoes_adaptive")])))
     assert grid["freeze_depth"] == adaptive["freeze_depth"] == 3
     assert [(test["freeze_depth"], test["safe"]) for test in adaptive["tested"]] == [(3, True), (5, False), (4, False)]
+
+
+def test_the_table_of_entities_is_of_the_kept_sweep():
+    curve = make_report([str(RESULTS / "entities_mini")]).summary["curve"]
+    section = (RESULTS / "README.md").read_text(encoding="utf-8").partition("## entities_mini")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines()
+            if re.match(r"\| \d", line)]
+    assert [row[:4] for row in rows] == [
+        [str(point["freeze_depth"]), f"{100 * point['estimate']:.1f}",
+         f"{100 * point['low']:.1f} to {100 * point['high']:.1f}",
+         ", ".join(f"{100 * value:.1f}" for value in point["values"].values())] for point in curve]
+    beside = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    for value in curve[0]["values"].values():
+        assert f" {100 * value:.1f} (" in beside, "the comparison with a plain loop states the same trials"
 
 
 def test_the_control_finds_nothing():

@@ -39,7 +39,7 @@ def test_a_decoder_is_allowed_with_a_warning_and_cut_words_are_counted(tmp_path)
     ("classification", "majority", "accuracy", {"accuracy": 0, "f1": 0, "f1_macro": 0}, "--metric f1_macro,"),
 ])
 def test_another_metric_is_advised_only_where_the_baseline_does_worse_in_it(task, kind, metric, known, advice):
-    record = SimpleNamespace(task=task, metrics={"test": known}, baseline={"kind": kind})
-    said = _other_metric(SimpleNamespace(metric=metric, reference=SimpleNamespace(trials=[SimpleNamespace(
-        record=record)])))
+    record = SimpleNamespace(task=task, metrics={"test": known})
+    said = _other_metric(SimpleNamespace(metric=metric, baseline_kind=kind, reference=SimpleNamespace(
+        trials=[SimpleNamespace(record=record)])))
     assert advice in said and bool(said) == bool(advice)
