@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -13,8 +12,8 @@ import pytest
 
 import sweeps
 from finetune.results import RecordStore
+from sweeps import wait_until
 
-wait_until = partial(sweeps.wait_until, seconds=30.0)
 HERE = Path(__file__).parent
 GRACE = 3.0
 TRIALS = 12

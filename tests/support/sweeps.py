@@ -72,7 +72,8 @@ def children_of(process):
         return []
 
 
-def wait_until(condition, seconds=20.0):
+def wait_until(condition, seconds=120.0):
+    """Patient where nothing is said: the machine may be busy."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"

@@ -22,7 +22,7 @@ from finetune.sweep.view.live import RichView
 from finetune.sweep.view.status import state_of, text_of
 from finetune.sweep.workers.cards import visible_gpus, weights_at_hand
 from finetune.sweep.workers.pool import Machine
-from sweeps import sweep
+from sweeps import sweep, wait_until
 
 METRIC = {"name": "validation/accuracy", "goal": "maximize"}
 HERE = Path(__file__).parents[1] / "support"
@@ -230,11 +230,11 @@ def test_a_second_sweep_is_told_who_holds_the_directory(tmp_path):
     with subprocess.Popen([sys.executable, str(HERE / "sweep_driver.py"), str(tmp_path), json.dumps(
             grid(data="toy?seconds=30")), "{}"]) as holder:
         try:
-            _wait(lambda: len(starts(tmp_path)) == 2)
+            wait_until(lambda: len(starts(tmp_path)) == 2)
             with pytest.raises(EnvironmentProblem, match=f"pid {holder.pid}"):
                 sweep(tmp_path, grid())
             # A worker's start can be seen before the coordinator's next word on it, at most two seconds later.
-            _wait(lambda: len((state_of(tmp_path)["live"] or {}).get("running", [])) == 2)
+            wait_until(lambda: len((state_of(tmp_path)["live"] or {}).get("running", [])) == 2)
             state = state_of(tmp_path)
             labels = {trial["label"] for trial in state["live"]["running"]}
             assert state["running"] and labels == {"freeze_depth=0 seed=1", "freeze_depth=0 seed=2"}
@@ -347,10 +347,3 @@ def test_labels_are_short_and_inert():
     assert label_of({"dataset_name": "a\x1b[31mb" + "x" * 90}, ["dataset_name"]) == (
         "dataset_name=a?[31mbxxxxxxxx…xxxxxxxxxxxxxxxx")
     assert (duration(44.6), duration(200), duration(7500)) == ("45s", "3m 20s", "2h 5m")
-
-
-def _wait(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
