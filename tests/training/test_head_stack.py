@@ -228,7 +228,8 @@ def test_a_plan_says_once_what_its_heads_share():
         return Candidate(f"{depth}-{index}", values)
 
     candidates = tuple(candidate(index, depth) for depth in (2, LAYERS) for index in range(200))
-    descriptions = {one.trial_id: Description({"num_layers": LAYERS, "prefix_boundaries": [one.values["freeze_depth"]]})
+    descriptions = {one.trial_id: Description({"trial_id": one.trial_id, "setting_id": "any", "num_layers": LAYERS,
+                                               "prefix_boundaries": [one.values["freeze_depth"]]})
                     for one in candidates}
     plan = Plan(None, "study", candidates, descriptions, {"output_dir": "out"}, len(candidates), (), False, [])
     shared, own = plan.heads()

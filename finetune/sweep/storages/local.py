@@ -18,6 +18,7 @@ from finetune.sweep.storages.base import StudyStorage, environment_problem
 from finetune.sweep.storages.journal_file import JournalFile, is_journal
 
 STUDY_FILE = "study.journal"
+ROOM = 1 << 16  # bytes: some dozen trials
 
 
 class LocalStudy(StudyStorage):
@@ -37,9 +38,22 @@ class LocalStudy(StudyStorage):
                 target = path.with_name(f"{path.name}.damaged.{os.getpid()}")
                 os.replace(path, target)
                 self.notes.append(f"the study was damaged (now {target.name}); it is rebuilt from the records")
+            _need_room(path)
             self.optuna = JournalStorage(_Unlocked(path, _NoLock()))
         except OSError as error:
             raise environment_problem(self.where, error) from error
+
+
+def _need_room(path: Path) -> None:
+    """An empty file fits on a full disk: it would be noticed when the first trial is on its way. Raises OSError."""
+    trial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(trial, "wb") as file:
+            file.write(bytes(ROOM))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        trial.unlink(missing_ok=True)
 
 
 class _NoLock(BaseJournalFileLock):
