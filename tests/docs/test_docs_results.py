@@ -19,7 +19,7 @@ RESULTS = ROOT / "docs" / "results"
 @pytest.mark.parametrize(("name", "count", "predicted"), [("rotten_tomatoes", 140, 80), ("null-a", 30, 30),
                                                           ("null-b", 30, 30), ("strategies_mini", 54, 28),
                                                           ("rotten_tomatoes_adaptive", 62, 35),
-                                                          ("entities_mini", 15, 15)])
+                                                          ("entities_mini", 21, 21)])
 def test_kept_records_are_intact(name, count, predicted):
     store = RecordStore(RESULTS / name)
     records = [store.load(trial_id) for trial_id in store.trial_ids()]
