@@ -39,6 +39,16 @@ def tiny_bert_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_bert(tmp_path_factory.mktemp("tiny_bert"))
 
 
+@pytest.fixture
+def device_of_its_own():
+    """Accelerate keeps the first device of a process: another test's may have been another one."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     """.ci/run installs what needs root, so that there a skip for want of it is a failure."""

@@ -266,9 +266,14 @@ def graphs_for(trainer: Trained, recorder: Recorder | None = None) -> StepGraphs
     impossible = (accelerator.num_processes > 1 or accelerator.scaler is not None or config.gradient_checkpointing
                   or config.auto_micro_batch or config.gradient_accumulation_steps > 1
                   or trainer.strategy.needs_gradient_norms)
-    if asked == "false" or impossible or (asked == "auto" and trainer.total_steps < WORTH_STEPS):
+    if impossible or not worth_recording(asked, trainer.total_steps):
         return None
     return StepGraphs(trainer, recorder or CudaRecorder(device))
+
+
+def worth_recording(asked: str, steps: int) -> bool:
+    """`asked`: the knob cuda_graphs; `steps` of the whole trial."""
+    return asked == "true" or (asked == "auto" and steps >= WORTH_STEPS)
 
 
 def make_recordable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:

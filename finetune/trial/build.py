@@ -65,8 +65,9 @@ def _class_weights(resolved: ResolvedTrial, device: torch.device) -> torch.Tenso
     return torch.tensor(balanced_weights(resolved.data), dtype=torch.float32, device=device)
 
 
-def fresh_head(resolved: ResolvedTrial) -> Head:
-    config = resolved.config
+def fresh_head(resolved: ResolvedTrial, config: TrialConfig | None = None) -> Head:
+    """The head with which the trial begins; with `config` that of another trial on the same rows and backbone."""
+    config = config or resolved.config
     generator = torch.Generator().manual_seed(stream_seed(config.seed, "head"))
     return Head(resolved.backbone.width, config.head_size, resolved.data.num_outputs, config.head_dropout, generator,
                 target_units(resolved.data))

@@ -16,27 +16,31 @@ import torch
 from finetune.config import TrialConfig
 from finetune.data.targets import target_units
 from finetune.data.task_data import TAGGED
-from finetune.models.head import Head
 from finetune.randomness import stream_seed
 from finetune.training import signals
-from finetune.training.graphs import WORTH_STEPS, CudaRecorder, EagerTwin
+from finetune.training.graphs import CudaRecorder, EagerTwin, worth_recording
 from finetune.training.head_stack import Common, HeadStack, Member, TrainedHead, common_width
 from finetune.training.memory import is_out_of_memory
 from finetune.training.precision import decided
 from finetune.training.random_state import generator_state, same_generator_afterwards
+from finetune.trial.build import fresh_head
 from finetune.trial.state import TrialRun
 
 STACKED_ON = {"cuda"}  # kinds of device; on a CPU a stack gains nothing (measured)
 KEPT_BYTES = 2 * 2**30  # of heads whose trials have not come yet; the oldest go first
 OWN = ("seed", "learning_rate", "head_learning_rate", "weight_decay", "head_dropout", "head_size")  # of each head
 
-_planned: list[TrialConfig] = []
+_planned: dict[Hashable, dict[Hashable, TrialConfig]] = {}  # by group, then by key, in the order of the sweep
 _trained: OrderedDict[Hashable, TrainedHead] = OrderedDict()
 
 
 def configure(knobs: Sequence[Mapping[str, Any]]) -> None:
     """Tell this process which heads its sweep has planned. It decides what trains together, never what comes of it."""
-    _planned[:] = [decided(TrialConfig.from_mapping(dict(each))) for each in knobs]
+    _planned.clear()
+    for each in knobs:
+        config = decided(TrialConfig.from_mapping(dict(each)))
+        key = _key(config)
+        _planned.setdefault(_group_of(key), {})[key] = config
 
 
 def head_from_stack(run: TrialRun) -> TrainedHead | None:
@@ -65,7 +69,6 @@ def _can_stack(run: TrialRun) -> bool:
     return (accelerator.device.type in STACKED_ON and accelerator.num_processes == 1 and accelerator.scaler is None
             and run.resolved.data.task != TAGGED and not config.checkpointing_steps
             and config.gradient_accumulation_steps == 1 and not config.auto_micro_batch
-            and not trainer.strategy.needs_gradient_norms
             and run.resolved.strategy.freeze_depth == run.resolved.backbone.num_layers
             and all(name.startswith("head.") for name in trainer.plan.trainable)
             and trainer.prefix.serves_pooled(trainer.train))
@@ -78,17 +81,15 @@ def _common(run: TrialRun) -> Common:
                   config.num_train_epochs, config, target_units(data))
 
 
-def _train(run: TrialRun, common: Common, key: Hashable) -> None:
+def _train(run: TrialRun, common: Common, key: tuple[Hashable, str]) -> None:
     """Train the head of this trial and of as many planned ones as there are slots; they are kept until asked for."""
     trainer = run.trainer
-    configs = _together(run.resolved.config, key, common.slots)
-    device = run.accelerator.device
-    labels = trainer.train.labels(np.arange(common.rows)).to(device)
-    stack = HeadStack(common, [_member(common, config, device) for config in configs],
+    together = {key: run.resolved.config} | _planned_beside(key, common.slots - 1)
+    labels = trainer.train.labels(np.arange(common.rows)).to(run.accelerator.device)
+    stack = HeadStack(common, [_member(run, config) for config in together.values()],
                       lambda rows: trainer.prefix.pooled(trainer.train, rows), labels, trainer.train.encoded.lengths,
                       run.accelerator.autocast, trainer.class_weights, _recorder(run, common))
-    for config, head in zip(configs, stack.train(signals.check), strict=True):
-        _trained[_key(config)] = head
+    _trained.update(zip(together, stack.train(signals.check), strict=True))
     _trained.move_to_end(key)
     while len(_trained) > 1 and sum(head.nbytes for head in _trained.values()) > KEPT_BYTES:
         _trained.popitem(last=False)
@@ -96,29 +97,25 @@ def _train(run: TrialRun, common: Common, key: Hashable) -> None:
 
 def _recorder(run: TrialRun, common: Common) -> EagerTwin | CudaRecorder:
     device, asked = run.accelerator.device, run.resolved.config.cuda_graphs
-    worth = asked == "true" or (asked == "auto" and common.total_steps >= WORTH_STEPS)
-    return CudaRecorder(device) if device.type == "cuda" and worth else EagerTwin()
+    recorded = device.type == "cuda" and worth_recording(asked, common.total_steps)
+    return CudaRecorder(device) if recorded else EagerTwin()
 
 
-def _together(config: TrialConfig, key: Hashable, slots: int) -> list[TrialConfig]:
-    """The head that is asked for and those planned after it, then before it, that can share its stack."""
-    group = _group(config)
-    alike = {_key(planned): planned for planned in _planned if _group(planned) == group}
-    keys = [key, *(other for other in _rotated(list(alike), key) if other != key and other not in _trained)]
-    return [config, *(alike[other] for other in keys[1:slots])]
+def _planned_beside(key: tuple[Hashable, str], most: int) -> dict[Hashable, TrialConfig]:
+    """Heads that can share the stack of `key`: those planned after it, then those before it, if not trained yet."""
+    alike = _planned.get(_group_of(key), {})
+    keys = list(alike)
+    start = keys.index(key) if key in alike else 0
+    others = [other for other in keys[start:] + keys[:start] if other != key and other not in _trained]
+    return {other: alike[other] for other in others[:most]}
 
 
-def _rotated(keys: list[Hashable], first: Hashable) -> list[Hashable]:
-    start = keys.index(first) if first in keys else 0
-    return keys[start:] + keys[:start]
-
-
-def _member(common: Common, config: TrialConfig, device: torch.device) -> Member:
+def _member(run: TrialRun, config: TrialConfig) -> Member:
     """As `own_randomness` and `fresh_head` begin a trial: on a CPU the head's own construction draws, too."""
+    device = run.accelerator.device
     with same_generator_afterwards(device), torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(config.seed, "dropout"))
-        generator = torch.Generator().manual_seed(stream_seed(config.seed, "head"))
-        head = Head(common.width, config.head_size, common.outputs, config.head_dropout, generator, common.units)
+        head = fresh_head(run.resolved, config)
         stream = generator_state(device)
     return Member(config.seed, config.head_learning_rate, config.weight_decay, config.head_dropout, head, stream)
 
@@ -130,6 +127,10 @@ def _group(config: TrialConfig) -> Hashable:
     return repr(sorted(shared.items())), common_width(config.head_size), rows_of
 
 
-def _key(config: TrialConfig) -> Hashable:
+def _group_of(key: tuple[Hashable, str]) -> Hashable:
+    return key[0]
+
+
+def _key(config: TrialConfig) -> tuple[Hashable, str]:
     own = config.model_dump(mode="json", include=set(OWN) - {"learning_rate"})
     return _group(config), repr(sorted(own.items()))

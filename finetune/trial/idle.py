@@ -64,6 +64,8 @@ def lay_aside(run: TrialRun) -> None:
 def take(resolved: ResolvedTrial, device: torch.device) -> Idle | None:
     """What waits for a trial like this one, as pretrained but for its head. Recorded steps of another kind go: a
     worker's trials come sorted, and their memory is this trial's."""
+    if not _idle:
+        return None
     idle = None
     for recorded in (True, False):
         idle = idle or _idle.pop(_kind(resolved, device, recorded=recorded), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import PartialState
 
 from finetune.config import TrialConfig
 from finetune.prefix import served
@@ -18,13 +18,10 @@ LAYERS = 4
 
 
 @pytest.fixture(autouse=True)
-def on_the_gpu(tmp_path, monkeypatch):
-    """Accelerate keeps the first device of a process: another test's may have been the CPU."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+def on_the_gpu(device_of_its_own, tmp_path, monkeypatch):
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     yield
     residents.release(torch.device("cuda"))
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from finetune.config import TrialConfig
 from finetune.errors import Interrupted
@@ -21,15 +20,8 @@ from finetune.trial import head_stacks, idle, run_trial
 from finetune.trial.events import Observer
 
 LAYERS = 4
+pytestmark = pytest.mark.usefixtures("device_of_its_own")
 SECONDS = {"train_seconds", "evaluation_seconds", "step_seconds", "peak_memory_bytes"}
-
-
-@pytest.fixture(autouse=True)
-def on_this_machines_device():
-    """Accelerate keeps the first device of a process: another test's may have been another one."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
@@ -133,8 +125,8 @@ def test_a_head_that_diverges_leaves_its_neighbours_alone(tiny_bert_dir, trial, 
     alone = trial(seed=2)
     original = head_stacks._member
 
-    def spoiled(common, config, device):
-        member = original(common, config, device)
+    def spoiled(run, config):
+        member = original(run, config)
         if config.seed == 1:
             with torch.no_grad():
                 member.head.linears[0].weight.fill_(torch.inf)

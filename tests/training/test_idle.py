@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from finetune.config import TrialConfig
 from finetune.errors import Interrupted
@@ -15,6 +14,7 @@ from finetune.training.graphs import EagerTwin, StepGraphs, graphs_for
 from finetune.trial import idle, run_trial
 
 LAYERS = 4
+pytestmark = pytest.mark.usefixtures("device_of_its_own")
 
 
 class Binding(EagerTwin):
@@ -42,14 +42,6 @@ class Binding(EagerTwin):
                    *(group["lr"] for group in trainer.optimizer.param_groups)]
         weights = [] if trainer.class_weights is None else [trainer.class_weights]
         return [tensor.data_ptr() for tensor in [*tensors, *weights]]
-
-
-@pytest.fixture(autouse=True)
-def on_this_machines_device():
-    """Accelerate keeps the first device of a process: another test's may have been another one."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -37,6 +38,12 @@ class StudyStorage:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used with")
+
+    def set_aside(self, path: Path) -> None:
+        """A damaged study makes way: the records on disk are the truth, and the next one is made from them."""
+        target = path.with_name(f"{path.name}.damaged.{os.getpid()}")
+        os.replace(path, target)
+        self.notes.append(f"the study was damaged (now {target.name}); it is rebuilt from the records")
 
     @property
     def heartbeat_seconds(self) -> float:

@@ -35,9 +35,7 @@ class LocalStudy(StudyStorage):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and not is_journal(path):
-                target = path.with_name(f"{path.name}.damaged.{os.getpid()}")
-                os.replace(path, target)
-                self.notes.append(f"the study was damaged (now {target.name}); it is rebuilt from the records")
+                self.set_aside(path)
             _need_room(path)
             self.optuna = JournalStorage(_Unlocked(path, _NoLock()))
         except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -27,9 +26,7 @@ class SQLiteStudy(StudyStorage):
     def __init__(self, path: Path, *, grace: float = 60.0):
         super().__init__(str(path), grace)
         if _damaged(path):
-            target = path.with_name(f"{path.name}.damaged.{os.getpid()}")
-            os.replace(path, target)
-            self.notes.append(f"the study was damaged (now {target.name}); it is rebuilt from the records")
+            self.set_aside(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
