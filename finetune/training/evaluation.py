@@ -67,8 +67,7 @@ def compute_metrics(
 def _classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """From the confusion matrix, as scikit-learn defines them: its own checks of the input take 20 times as long, and
     with reuse they were a quarter of a trial."""
-    table = _confusion(logits, labels)
-    right, rows, guessed = table.diagonal(), table.sum(1), table.sum(0)
+    right, rows, guessed = _counts("classification", logits, labels)
     present = rows + guessed > 0
     f1 = 2 * right[present] / (rows + guessed)[present]
     metrics = {"accuracy": right.sum() / len(labels)}
@@ -114,13 +113,13 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _multilabel(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    truth, predicted = labels.astype(bool), logits > 0
-    right, either = (truth & predicted).sum(0), truth.sum(0) + predicted.sum(0)
+    right, rows, guessed = _counts("multilabel", logits, labels)
+    either = rows + guessed
     return {
         "f1_micro": 2 * right.sum() / max(1, either.sum()),
         "f1_macro": np.mean(2 * right / np.maximum(either, 1)),
-        "subset_accuracy": np.mean((truth == predicted).all(axis=1)),
-        "loss": np.mean(np.maximum(logits, 0) - logits * truth + np.log1p(np.exp(-np.abs(logits)))),
+        "subset_accuracy": np.mean((labels.astype(bool) == (logits > 0)).all(axis=1)),
+        "loss": np.mean(np.maximum(logits, 0) - logits * labels.astype(bool) + np.log1p(np.exp(-np.abs(logits)))),
     }
 
 
@@ -135,16 +134,20 @@ def _confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.bincount(places, minlength=classes**2).reshape(classes, classes)
 
 
+def _counts(task: str, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(classes,) each: rows that are a class and are said to be, that are it, that are said to be it."""
+    if task == "multilabel":
+        truth, guesses = labels.astype(bool), logits > 0
+        return (truth & guesses).sum(0), truth.sum(0), guesses.sum(0)
+    table = _confusion(logits, labels)
+    return table.diagonal(), table.sum(1), table.sum(0)
+
+
 def per_class_table(
     task: str, logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """One entry per class (or label, when multi-label): rows that have it, precision, recall and F1."""
-    if task == "multilabel":
-        truth, guesses = labels.astype(bool), logits > 0
-        right, rows, guessed = (truth & guesses).sum(0), truth.sum(0), guesses.sum(0)
-    else:
-        table = _confusion(logits, labels)
-        right, rows, guessed = table.diagonal(), table.sum(1), table.sum(0)
+    right, rows, guessed = _counts(task, logits, labels)
     columns = right / np.maximum(guessed, 1), right / np.maximum(rows, 1), 2 * right / np.maximum(rows + guessed, 1)
     return [
         {"label": name, "rows": int(count), "precision": float(precision), "recall": float(recall), "f1": float(f1)}
