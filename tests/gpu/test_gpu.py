@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from accelerate.state import PartialState
+from accelerate.state import AcceleratorState, PartialState
 
 from finetune.config import TrialConfig
 from finetune.prefix import served
