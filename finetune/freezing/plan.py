@@ -71,7 +71,7 @@ class FreezePlan:
             if not trains:
                 parameter.grad = None
         for name, module in classifier.named_modules():
-            if name in self.eval_modules:
+            if module.training and name in self.eval_modules:
                 module.training = False
 
     @property

@@ -60,9 +60,14 @@ class Backbone:
 
         Share what no optimizer will ever see: it is neither copied nor held twice.
         """
-        own = dict(self.pristine.named_parameters())
+        own = self.parameters
         memo = {id(own[name]): nn.Parameter(own[name].data, requires_grad=False) for name in shared}
         return copy.deepcopy(self.pristine, memo)
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Of `pristine`, by name."""
+        return dict(self.pristine.named_parameters())
 
     @cached_property
     def _on_devices(self) -> dict[tuple[int, torch.device], torch.Tensor]:
@@ -72,7 +77,7 @@ class Backbone:
     def move(self, model: nn.Module, device: torch.device) -> None:
         """`model.to(device)`, where what `fresh_model` shares is shared again: it goes there once per process."""
         if device.type != "cpu":
-            shared = {parameter.data_ptr(): parameter.data for parameter in self.pristine.parameters()}
+            shared = {parameter.data_ptr(): parameter.data for parameter in self.parameters.values()}
             for parameter in model.parameters():
                 place = parameter.data_ptr()
                 if place in shared and not parameter.requires_grad:
@@ -82,7 +87,7 @@ class Backbone:
     @torch.no_grad()
     def put_back(self, model: nn.Module, device: torch.device) -> None:
         """Write the pretrained values where those of `model`, a copy on `device`, lie now. What it shares stays."""
-        shared, own = self.own_places(device), dict(self.pristine.named_parameters())
+        shared, own = self.own_places(device), self.parameters
         for name, parameter in model.named_parameters():
             if parameter.data_ptr() not in shared:
                 parameter.copy_(own[name] if device.type == "cpu" else self._copy_on(device, own[name]))
@@ -99,7 +104,7 @@ class Backbone:
     def own_places(self, device: torch.device) -> set[int]:
         """Where on a device the bytes lie that all models of this process share."""
         if device.type == "cpu":
-            return {parameter.data_ptr() for parameter in self.pristine.parameters()}
+            return {parameter.data_ptr() for parameter in self.parameters.values()}
         return {tensor.data_ptr() for (_, where), tensor in self._on_devices.items() if where == device}
 
 

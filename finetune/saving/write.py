@@ -70,7 +70,7 @@ def _finish(folder: Path, manifest: KeptModel, kind: str, model: nn.Module, name
 
 def changed_tensors(classifier: Classifier, backbone: Backbone) -> dict[str, Tensor]:
     """By Classifier name: the head, and what in the backbone is new or not what the base holds."""
-    base = dict(backbone.pristine.named_parameters())
+    base = backbone.parameters
     unchanged = backbone.own_places(next(classifier.parameters()).device)
     changed = {}
     for name, parameter in classifier.named_parameters():

@@ -356,7 +356,8 @@ class Trainer:
     @torch.no_grad()
     def logits(self, split: Collator) -> np.ndarray:
         """Logits (rows, outputs) of a whole split, in its own order, on every process."""
-        self.classifier.eval()
+        if self.classifier.training:
+            self.classifier.eval()
         accelerator = self.accelerator
         mine: list[tuple[np.ndarray, np.ndarray]] = []
         batches = evaluation_batches(split.encoded.lengths, self.config.per_device_eval_batch_size)

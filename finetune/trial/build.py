@@ -44,7 +44,8 @@ def build_trainer(run: TrialRun) -> Trainer:
     if idle:
         classifier.head.load_state_dict(fresh_head(resolved).state_dict())
         classifier.head.dropout.p = config.head_dropout
-    resolved.backbone.move(classifier, accelerator.device)
+    else:
+        resolved.backbone.move(classifier, accelerator.device)
     prefix = PrefixReuse(classifier, stack, resolved.prefix, list(run.splits.values()), accelerator.autocast,
                          enabled=config.prefix_cache, recomputes=config.gradient_checkpointing,
                          progress=run.progress.filling)
