@@ -116,6 +116,11 @@ class PrefixReuse:
         return inputs if served is None else {
             **inputs, HIDDEN: served.padded(rows, inputs["input_ids"].shape[1])}
 
+    def starts_at(self, split: Collator) -> int:
+        """The layer from which a batch of a split is computed: deeper ones may not be kept. 0: from its texts."""
+        served = self._served(split)
+        return 0 if served is None else served.boundary
+
     def serves_pooled(self, split: Collator) -> bool:
         """Whether the head's inputs are kept, one vector per row."""
         served = self._served(split)

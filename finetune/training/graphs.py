@@ -3,6 +3,7 @@
 A step of BERT-base at 32 short rows is 30 ms of launches for 6 ms of work; a replay launches once. Graphs are made per
 plan, shape of a batch and boundary. Inputs are copied into tensors that stay where they are; learning rates are tensors
 on the device; dropout goes on with the device's generator, which a graph advances as the same kernels do by themselves.
+The forward passes of an evaluation are recorded likewise; they outlast a plan.
 
 `EagerTwin` has the same interface and runs what it was given: on a CPU it shows that everything but the recording
 itself leaves the numbers as they are. Whatever cannot be recorded is computed as ever, after one sentence.
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from finetune.data.encoding.batches import Collator
 from finetune.data.encoding.words import IGNORED
 from finetune.data.task_data import TAGGED
 from finetune.training.memory import is_out_of_memory
@@ -45,6 +47,7 @@ class Trained(Protocol):
 
     config: Any
     task: str
+    train: Collator
     accelerator: Any
     classifier: nn.Module
     strategy: Any
@@ -56,12 +59,13 @@ class Trained(Protocol):
     @property
     def total_steps(self) -> int: ...
 
-    @property
-    def replay_boundary(self) -> int: ...
+    def starts_at(self, split: Collator) -> int: ...
 
     def batch(self, rows: np.ndarray) -> tuple[dict[str, Tensor], Tensor]: ...
 
     def loss_from(self, inputs: dict[str, Tensor], labels: Tensor) -> Tensor: ...
+
+    def logits_from(self, inputs: dict[str, Tensor], split: Collator) -> Tensor: ...
 
 
 class EagerTwin:
@@ -125,28 +129,31 @@ class CudaRecorder:
 
 @dataclass
 class _Recorded:
-    """One shape's step: where its inputs are put, what runs it, and where its summed loss is afterwards."""
+    """One shape's step or pass: where its inputs are put, what runs it, and where its summed loss, or its logits, are
+    afterwards."""
 
     inputs: dict[str, Tensor]
-    labels: Tensor
+    labels: Tensor | None = None
     replay: Callable[[], None] | None = None
-    loss: Tensor | None = None
+    found: Tensor | None = None
 
 
 @dataclass
 class StepGraphs:
-    """The recorded steps of one trainer. `refused`: why nothing is recorded any more."""
+    """The recorded steps and evaluation passes of one trainer. `refused`: why no step is recorded any more."""
 
     trainer: Trained
     recorder: Recorder
     refused: str | None = None
     replays: int = 0
+    evaluates: bool = True  # passes of an evaluation can be recorded, too
     _steps: dict[tuple, _Recorded] = field(default_factory=dict)
+    _passes: dict[tuple, _Recorded] = field(default_factory=dict)
     _optimizer: torch.optim.Optimizer | None = None
     _of_another: bool = False  # recorded for the trial before, whose tensors this one has taken over
 
     def step(self, rows: np.ndarray) -> Tensor | None:
-        """Forward, backward and update over one full batch; its summed loss, or None: do it yourself.
+        """Forward, backward and update over one batch; its summed loss, or None: do it yourself.
 
         Learning rates must be set. The first step of every plan is the caller's: it is audited, and AdamW's moments
         are made in it.
@@ -164,7 +171,31 @@ class StepGraphs:
         recorded.replay()
         self.trainer.optimizer.zero_grad(set_to_none=True)  # else an eager step would add to what a graph left
         self.replays += 1
-        return recorded.loss.clone()
+        return recorded.found.clone()
+
+    def logits(self, inputs: dict[str, Tensor], split: Collator) -> Tensor | None:
+        """Of one batch of `split` in eval mode, valid until the next pass; None: compute them yourself.
+
+        From a shape's first batch on: a replay's digits need not be those of kernels that are launched one by one.
+        """
+        if self.refused is not None or not self.evaluates or "pooled" in inputs:  # a head alone is launched as fast
+            return None
+        key = self._key(inputs, split)
+        try:
+            if key not in self._passes:
+                self._passes[key] = self._made(inputs, None, lambda made: self._forward(made, split),
+                                               lambda made: self._forward(made, split))
+        except Exception as error:
+            self._passes.clear()
+            self.evaluates = False
+            self.recorder.forget_failure()
+            self.trainer.said("evaluation is not recorded as CUDA graphs, but computed batch by batch: "
+                              f"{_reason(error)}")
+            return None
+        recorded = self._passes[key]
+        _copy(inputs, recorded.inputs)
+        recorded.replay()
+        return recorded.found
 
     def hand_over(self, trainer: Trained | None) -> None:
         """What was recorded serves the next trial (None: it waits for one), whose model lies where this one's lay."""
@@ -192,6 +223,7 @@ class StepGraphs:
     def forget(self) -> None:
         """From here on nothing that was recorded is used."""
         self._steps.clear()
+        self._passes.clear()
         self._optimizer, self._of_another = None, False
 
     def close(self) -> None:
@@ -207,25 +239,41 @@ class StepGraphs:
         return len(trainer.reached) == len(trainer.phases) and bool(trainer.optimizer.state)
 
     def _recorded(self, inputs: dict[str, Tensor], labels: Tensor) -> _Recorded:
-        key = (self.trainer.replay_boundary, *((name, tuple(value.shape), value.dtype)
-                                               for name, value in sorted(inputs.items())))
+        key = self._key(inputs, self.trainer.train)
         if key not in self._steps:
-            made = _Recorded({name: value.clone() for name, value in inputs.items()}, labels.clone())
-            with _same_randomness_afterwards(inputs) as drawn:
-                self.recorder.aside(lambda: self._backward(made))
-            if drawn.on_host:
-                raise RuntimeError("it draws random numbers on the host")
-            self.trainer.optimizer.zero_grad(set_to_none=True)
-            made.replay = self.recorder.record(lambda: self._whole(made))
-            self.trainer.optimizer.zero_grad(set_to_none=True)
-            self._steps[key] = made
+            self._steps[key] = self._made(inputs, labels, self._backward, self._whole)
         return self._steps[key]
+
+    def _key(self, inputs: dict[str, Tensor], split: Collator) -> tuple:
+        return (self.trainer.starts_at(split), *((name, tuple(value.shape), value.dtype)
+                                                 for name, value in sorted(inputs.items())))
+
+    def _made(self, inputs: dict[str, Tensor], labels: Tensor | None, aside: Callable[[_Recorded], None],
+              whole: Callable[[_Recorded], None]) -> _Recorded:
+        """`whole` recorded, after `aside` has run once; nothing that is the trainer's has changed."""
+        made = _Recorded({name: value.clone() for name, value in inputs.items()},
+                         None if labels is None else labels.clone())
+        with _same_randomness_afterwards(inputs) as drawn:
+            self.recorder.aside(lambda: aside(made))
+        if drawn.on_host:
+            raise RuntimeError("it draws random numbers on the host")
+        self._no_gradients()
+        made.replay = self.recorder.record(lambda: whole(made))
+        self._no_gradients()
+        return made
+
+    def _no_gradients(self) -> None:
+        if self.trainer.optimizer is not None:
+            self.trainer.optimizer.zero_grad(set_to_none=True)
+
+    def _forward(self, made: _Recorded, split: Collator) -> None:
+        made.found = self.trainer.logits_from(made.inputs, split)
 
     def _backward(self, made: _Recorded) -> None:
         loss = self.trainer.loss_from(made.inputs, made.labels).sum()
         share = 1 / self._counted(made.labels)
         self.trainer.accelerator.backward(loss * self.trainer.classifier.head.loss_scale * share)
-        made.loss = loss.detach().double()
+        made.found = loss.detach().double()
 
     def _counted(self, labels: Tensor) -> int | Tensor:
         """What the loss is a mean over: rows, or words."""
@@ -240,10 +288,15 @@ class StepGraphs:
         """Nothing of a recording has run: the weights are as they were. From here on every step is eager."""
         self._steps.clear()
         self.recorder.forget_failure()
-        self.trainer.optimizer.zero_grad(set_to_none=True)
-        reason = "no memory is left for it" if is_out_of_memory(error) else str(error).strip().partition("\n")[0]
-        self.refused = reason or type(error).__name__
+        self._no_gradients()
+        self.refused = _reason(error)
         self.trainer.said(f"training steps are not recorded as CUDA graphs, but computed one by one: {self.refused}")
+
+
+def _reason(error: Exception) -> str:
+    """In one line."""
+    reason = "no memory is left for it" if is_out_of_memory(error) else str(error).strip().partition("\n")[0]
+    return reason or type(error).__name__
 
 
 def _structure(optimizer: torch.optim.Optimizer) -> list[tuple]:

@@ -240,7 +240,7 @@ class Trainer:
     def _step(self, window: list[np.ndarray]) -> Tensor:
         """One optimizer step over the micro-batches of a window; returns this process's summed loss."""
         set_learning_rates(self.optimizer, self.config, self.step, self.total_steps, self.strategy.period)
-        if self.graphs is not None and len(window) == 1 and len(window[0]) == self._global_batch:
+        if self.graphs is not None and len(window) == 1:
             recorded = self.graphs.step(window[0])
             if recorded is not None:
                 self.step += 1
@@ -341,9 +341,14 @@ class Trainer:
             logits = self._run(self.model, inputs, self.train)
         return per_example_loss(self.task, logits, labels, self.class_weights)
 
-    @property
-    def replay_boundary(self) -> int:
-        return self.prefix.boundary if self.prefix is not None else 0
+    def logits_from(self, inputs: dict[str, Tensor], split: Collator) -> Tensor:
+        """(rows, outputs) of a batch of `split`, in the mode in which the classifier is."""
+        with self.accelerator.autocast():
+            return self._run(self.classifier, inputs, split)
+
+    def starts_at(self, split: Collator) -> int:
+        """The layer from which batches of a split are computed; 0: from their texts."""
+        return self.prefix.starts_at(split) if self.prefix is not None else 0
 
     def _inputs(self, split: Collator, rows: np.ndarray) -> dict[str, Tensor]:
         if self.prefix is not None:
@@ -362,8 +367,10 @@ class Trainer:
         mine: list[tuple[np.ndarray, np.ndarray]] = []
         batches = evaluation_batches(split.encoded.lengths, self.config.per_device_eval_batch_size)
         for rows in batches[accelerator.process_index::accelerator.num_processes]:
-            with accelerator.autocast():
-                logits = self._run(self.classifier, self._inputs(split, rows), split)
+            inputs = self._inputs(split, rows)
+            logits = self.graphs.logits(inputs, split) if self.graphs is not None else None
+            if logits is None:
+                logits = self.logits_from(inputs, split)
             mine.append((rows, logits.float().cpu().numpy()))
             if accelerator.num_processes == 1:  # several would have to agree, and they have different batches
                 signals.check()

@@ -52,11 +52,61 @@ def test_twenty_steps_are_those_of_eager_training_dropout_included(knobs):
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(plain.optimizer.param_groups[0]["lr"], rel=1e-6)
 
 
-def test_a_ragged_last_batch_is_computed_as_ever():
+def test_a_ragged_last_batch_is_recorded_too():
     eager, _, _ = losses(count=18)
     replayed, trainer, _ = losses(EagerTwin(), count=18)
-    assert len(eager) == 25 and trainer.graphs.replays == 25 - 5 - 1
+    assert len(eager) == 25 and trainer.graphs.replays == 25 - 1
     np.testing.assert_allclose(replayed, eager, rtol=1e-5, atol=1e-5)
+
+
+class Counting(EagerTwin):
+    def __init__(self):
+        self.recorded = 0
+
+    def record(self, run):
+        self.recorded += 1
+        return run
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_evaluation_is_recorded_once_per_shape_and_gives_the_same_logits(precision):
+    _, trainer, _ = losses(Counting(), mixed_precision=precision)
+    recorded = trainer.graphs.recorder.recorded
+    found = [trainer.logits(trainer.train) for _ in range(3)]
+    passes = trainer.graphs.recorder.recorded - recorded
+    assert passes == len(trainer.graphs._passes) >= 1, "not again for the second and third time"
+    trainer.graphs = None
+    eager = trainer.logits(trainer.train)
+    assert all(np.array_equal(logits, eager) for logits in found)
+
+
+def test_weights_that_are_put_into_place_are_those_that_a_recorded_pass_reads():
+    _, trainer, _ = losses(Counting())
+    before, weights = trainer.logits(trainer.train), trainer.weights()
+    trainer.classifier.load_state_dict({name: tensor * 1.5 for name, tensor in weights.items()}, strict=False)
+    assert not np.allclose(trainer.logits(trainer.train), before)
+    trainer.classifier.load_state_dict(weights, strict=False)
+    assert np.array_equal(trainer.logits(trainer.train), before)
+
+
+def test_an_evaluation_that_cannot_be_recorded_leaves_the_steps_recorded():
+    _, trainer, said = losses(Counting())
+    expected = trainer.logits(trainer.train)
+    trainer.graphs._passes.clear()
+    trainer.graphs.recorder.record = Breaks(RuntimeError("not while it is recorded\nat line 3")).record
+    trainer.graphs.recorder.forget_failure = lambda: None
+    assert np.array_equal(trainer.logits(trainer.train), expected) and np.array_equal(
+        trainer.logits(trainer.train), expected)
+    assert trainer.graphs.refused is None and len(said) == 1 and "evaluation" in said[0] and "\n" not in said[0]
+
+
+def test_the_layer_from_which_a_batch_is_computed_decides_which_recording_serves():
+    _, trainer, _ = losses(Counting())
+    inputs = trainer.batch(np.arange(4))[0]
+    trainer.starts_at = lambda split: 2
+    served = trainer.graphs._key(inputs, trainer.train)
+    trainer.starts_at = lambda split: 1
+    assert trainer.graphs._key(inputs, trainer.train) != served
 
 
 def test_the_masks_of_two_replays_differ():
@@ -101,17 +151,11 @@ def test_a_model_that_draws_on_the_host_is_seen():
 
 
 def test_one_recording_per_shape_and_none_of_an_earlier_plan():
-    made = []
-
-    class Counting(EagerTwin):
-        def record(self, run):
-            made.append(1)
-            return run
-
     _, trainer, _ = losses(Counting(), strategy="lp_ft:2", freeze_depth=None)
+    made = trainer.graphs.recorder.recorded
     shapes = {trainer.train.width(rows) for epoch in range(1, 6)
               for rows in loop.training_batches(trainer.train.encoded.lengths, 4, 1, epoch)}
-    assert len(shapes) <= len(made) <= 2 * len(shapes) and len(trainer.graphs._steps) <= len(shapes)
+    assert len(shapes) <= made <= 2 * len(shapes) and len(trainer.graphs._steps) <= len(shapes)
 
 
 def test_learning_rates_are_written_where_a_recording_reads_them():
