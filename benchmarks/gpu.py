@@ -5,8 +5,9 @@
 
 The backbone has BERT-base's shape and random weights (speed does not depend on them), its tokenizer is trained on the
 bundled text. The baseline is gpu_baseline.py: one process after the other, four at once, and either with cuDNN's
-attention off and lengths padded to 16; of each depth one trial (or four at once) stands for the others. Every figure is
-printed and written when it is there, so that a run that is stopped keeps what it has. Start-up is in every total.
+attention off and lengths padded to 16. All ways are tried at the first depth that is asked for, the best of them at
+the others, where one trial (or four at once) stands for all. Every figure is printed and written when it is there, the
+targets first, so that a run that is stopped keeps what it has. Start-up is in every total.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SCENARIOS = {  # what varies; the ratio that is aimed at
     "heads": ({"freeze_depth": [12], "head_learning_rate": [1e-2, 3e-3, 1e-3, 3e-4], "head_size": [0, 32, 64, 128, 256],
                "seed": list(range(30))}, 100),
 }
-ORDER = ("rates", "smoke", "deep", "all", "heads", "steady", "workers", "ladder")
+ORDER = ("rates", "deep", "all", "heads", "steady", "ladder", "workers", "smoke")
 AT_LEAST_SECONDS = 25  # left, to begin something new
 
 
@@ -157,19 +158,28 @@ def _of_depth(records: list[dict[str, Any]]) -> dict[str, Any]:
             "mean_last_epoch": round(mean(record["history"][-1]["train_seconds"] for record in records), 4)}
 
 
-ALL_WAYS, AT_ONCE = ((1, 0), (4, 0), (1, 1), (4, 1)), ((4, 0), (4, 1))  # (processes at once, tuned)
+WAYS = {"1 at once": (1, False), "4 at once": (4, False), "1 at once, tuned": (1, True),
+        "4 at once, tuned": (4, True)}
 
 
-def baseline(bench: Bench, depth: int, rows: int | None = None, ways: tuple | None = None) -> dict[str, Any]:
-    """Seconds per trial in each way, kept; the best one counts. One process alone is tried at the first depth only."""
+def best_way(bench: Bench) -> list[str]:
+    """Of the ways that were tried at the first depth; all of them before that."""
+    for found in (found for name, found in bench.found.items() if name.startswith("baseline")):
+        if tried := [way for way in WAYS if way in found]:
+            return [min(tried, key=lambda way: found[way]["seconds_per_trial"])]
+    return list(WAYS)
+
+
+def baseline(bench: Bench, depth: int, rows: int | None = None, ways: list[str] | None = None, epochs: int = 2
+             ) -> dict[str, Any]:
+    """Seconds per trial in each way, kept; the best one counts."""
     name = f"baseline depth {depth}" + (f" rows {rows}" if rows else "")
-    if ways is None:
-        ways = AT_ONCE if any(known.startswith("baseline") for known in bench.found) else ALL_WAYS
     if name not in bench.found:
         command = [str(HERE / "gpu_baseline.py"), str(make_data(bench, rows or bench.rows)),
-                   str(bench.work / "model"), "--depth", str(depth)]
+                   str(bench.work / "model"), "--depth", str(depth), "--epochs", str(epochs)]
         found: dict[str, Any] = {}
-        for count, tuned in ways:
+        for way in ways or best_way(bench):
+            count, tuned = WAYS[way]
             began = time.monotonic()
             running = [bench.run([*command, "--seed", str(seed), *(["--tuned"] if tuned else [])])
                        for seed in range(count)]
@@ -178,7 +188,7 @@ def baseline(bench: Bench, depth: int, rows: int | None = None, ways: tuple | No
                 bench.say("the baseline failed:", said[0][1][-800:])
                 continue
             one = json.loads(said[0][0].strip().splitlines()[-1])
-            found[f"{count} at once" + (", tuned" if tuned else "")] = {
+            found[way] = {
                 "seconds_per_trial": round((time.monotonic() - began) / count, 2), "processes": count, **one}
         found["best"] = min((way["seconds_per_trial"] for way in found.values()), default=float("nan"))
         bench.keep(name, found)
@@ -225,16 +235,15 @@ def compared(bench: Bench, name: str) -> None:
 
 
 def steady(bench: Bench) -> None:
-    """Throughput of the card in the second epoch of many rows, start-up and first shapes left out: four trials at a
-    time on both sides, and one at a time, whichever is better."""
+    """Throughput of the card on many rows, start-up and the first steps left out; four trials at a time."""
     rows = 128 if bench.args.tiny else bench.args.steady_rows
     for depth in (0, 6):
         if bench.left() < 3 * AT_LEAST_SECONDS:
             return
         ours = sweep(bench, f"steady-{depth}", {"freeze_depth": [depth], "seed": [1, 2, 3, 4]}, workers=4, rows=rows)
         bench.keep(f"steady depth {depth}", ours)
-        ways = baseline(bench, depth, rows, ((4, 1),))
-        theirs = min(way["epoch_seconds"][-1] / way["processes"] for way in ways.values() if isinstance(way, dict))
+        found = baseline(bench, depth, rows, ["4 at once, tuned"], epochs=1)["4 at once, tuned"]
+        theirs = found["steady_epoch_seconds"] / found["processes"]
         epoch = ours["by_depth"][depth]["mean_last_epoch"] / 4
         share = floor_seconds(bench, 32 * 30) * (rows / 32) / epoch if depth == 0 else None
         bench.keep(f"steady depth {depth}", {**ours, "ours": round(epoch, 3), "theirs": round(theirs, 3),

@@ -3,7 +3,7 @@
 A step of BERT-base at 32 short rows is 30 ms of launches for 6 ms of work; a replay launches once. Graphs are made per
 plan, shape of a batch and boundary. Inputs are copied into tensors that stay where they are; learning rates are tensors
 on the device; dropout goes on with the device's generator, which a graph advances as the same kernels do by themselves.
-The forward passes of an evaluation are recorded likewise; they outlast a plan.
+The forward passes of an evaluation and ragged last batches are recorded likewise in trials of many epochs.
 
 `EagerTwin` has the same interface and runs what it was given: on a CPU it shows that everything but the recording
 itself leaves the numbers as they are. Whatever cannot be recorded is computed as ever, after one sentence.
@@ -28,6 +28,7 @@ from finetune.training.random_state import random_states, set_random_states
 
 UNUSED_BYTES = 4 * 2**30  # on the device, that a worker holds on to before it gives them back
 WORTH_STEPS = 20  # auto: a trial of fewer steps is over before recording has paid
+WORTH_EPOCHS = 5  # for what comes once per epoch: an evaluation, a ragged last batch
 
 
 class Recorder(Protocol):
@@ -160,6 +161,8 @@ class StepGraphs:
         """
         if self.refused is not None or not self._may():
             return None
+        if len(rows) < self.trainer.config.per_device_train_batch_size and not self._often:
+            return None
         inputs, labels = self.trainer.batch(rows)
         try:
             recorded = self._recorded(inputs, labels)
@@ -178,7 +181,9 @@ class StepGraphs:
 
         From a shape's first batch on: a replay's digits need not be those of kernels that are launched one by one.
         """
-        if self.refused is not None or not self.evaluates or "pooled" in inputs:  # a head alone is launched as fast
+        if self.refused is not None or not self.evaluates or not self._often:
+            return None
+        if "pooled" in inputs:  # a head alone is launched as fast
             return None
         key = self._key(inputs, split)
         try:
@@ -230,6 +235,10 @@ class StepGraphs:
         """Let go of what was recorded: its memory on the device is no other trial's until then."""
         self.forget()
         self.recorder.close()
+
+    @property
+    def _often(self) -> bool:
+        return self.trainer.config.num_train_epochs >= WORTH_EPOCHS
 
     def _may(self) -> bool:
         trainer = self.trainer

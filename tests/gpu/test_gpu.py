@@ -87,6 +87,17 @@ def test_steps_are_recorded_and_nothing_is_said(trial, monkeypatch):
     assert made[-1].refused is None and made[-1].replays > 15
 
 
+@pytest.mark.parametrize("depth", [0, 2])
+def test_evaluation_and_a_ragged_batch_are_recorded_in_a_long_trial(trial, depth):
+    knobs = {"freeze_depth": depth, "learning_rate": 1e-4, "head_learning_rate": 1e-3, "num_train_epochs": 5,
+             "train_size": 92}
+    idle.forget_idle()
+    recorded = trial(**knobs, cuda_graphs="true")
+    kept, = (one.graphs for one in idle._idle.values())
+    assert kept.refused is None and kept.evaluates and kept._passes and kept.replays == 5 * 12 - 1
+    assert_near(recorded, trial(**knobs, cuda_graphs="false"), 2e-3)
+
+
 def test_a_recording_that_breaks_off_leaves_a_trial_that_ends_well(trial, monkeypatch):
     from finetune.training.graphs import StepGraphs
 

@@ -59,6 +59,13 @@ def test_a_ragged_last_batch_is_recorded_too():
     np.testing.assert_allclose(replayed, eager, rtol=1e-5, atol=1e-5)
 
 
+def test_what_comes_once_per_epoch_is_not_recorded_in_a_short_trial():
+    knobs = {"num_train_epochs": 4, "learning_rate": 1e-3}
+    _, trainer, _ = losses(EagerTwin(), count=18, **knobs)
+    trainer.logits(trainer.train)
+    assert trainer.graphs.replays == 4 * 4 - 1 and not trainer.graphs._passes
+
+
 class Counting(EagerTwin):
     def __init__(self):
         self.recorded = 0

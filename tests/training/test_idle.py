@@ -81,12 +81,13 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("changes", [
     {}, {"freeze_depth": 0}, {"freeze_depth": 3}, {"freeze_depth": -1}, {"mixed_precision": "bf16"},
     {"class_weights": "balanced"}, {"head_size": 12, "layer_decay": 0.8}, {"pooling": "cls"},
-    {"prefix_cache": False}], ids=str)
+    {"prefix_cache": False}, {"num_train_epochs": 5}], ids=str)
 def test_the_second_trial_is_as_the_first_would_have_been(trial, changes):
     expected = trial(**changes, seed=2, learning_rate=3e-4)
     idle.forget_idle()
     trial(**changes, seed=1)
     kept, = waiting()
+    assert bool(kept.graphs._passes) == (changes.get("num_train_epochs") == 5)
     recorded = Binding.recorded
     second = trial(**changes, seed=2, learning_rate=3e-4)
     assert waiting()[0].classifier is kept.classifier and waiting()[0].graphs is kept.graphs
