@@ -59,7 +59,7 @@ def _search(text: str) -> list[str]:
 def _inspect(args: argparse.Namespace) -> None:
     from finetune.commands.views import datasets as show
     from finetune.config import TrialConfig
-    from finetune.data.load import configurations_of
+    from finetune.data.load import configurations_of, local_path
 
     knobs = {"dataset_name": args.name, "dataset_config_name": args.config, **{k: getattr(args, k) for k in KNOBS}}
     config = TrialConfig.from_mapping({name: value for name, value in knobs.items() if value is not None})
@@ -67,7 +67,7 @@ def _inspect(args: argparse.Namespace) -> None:
     if args.config is None and len(available) > 1:
         show.configurations(args.name, available, as_json=args.json)
         return
-    if args.config is None and not args.json:
+    if args.config is None and not args.json and local_path(args.name) is None:
         print(f"{args.name} has no configurations to choose from", file=sys.stderr)
     described = describe(config, args.model)
     if args.json:

@@ -321,16 +321,29 @@ def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> None:
 
 def graphs_for(trainer: Trained, recorder: Recorder | None = None) -> StepGraphs | None:
     """What records a trainer's steps, or None where that is not asked for, impossible or not worth while."""
+    config, device = trainer.config, trainer.accelerator.device
+    if recorder is None and device.type != "cuda" or not worth_recording(config.cuda_graphs, trainer.total_steps):
+        return None
+    reason = _impossible(trainer)
+    if reason is None:
+        return StepGraphs(trainer, recorder or CudaRecorder(device))
+    if config.cuda_graphs == "true":
+        trainer.said(f"training steps are not recorded as CUDA graphs, but computed one by one: {reason}")
+    return None
+
+
+def _impossible(trainer: Trained) -> str | None:
+    """What of a trial cannot be recorded."""
     config, accelerator = trainer.config, trainer.accelerator
-    asked, device = config.cuda_graphs, accelerator.device
-    if recorder is None and device.type != "cuda":
-        return None
-    impossible = (accelerator.num_processes > 1 or accelerator.scaler is not None or config.gradient_checkpointing
-                  or config.auto_micro_batch or config.gradient_accumulation_steps > 1
-                  or trainer.strategy.needs_gradient_norms)
-    if impossible or not worth_recording(asked, trainer.total_steps):
-        return None
-    return StepGraphs(trainer, recorder or CudaRecorder(device))
+    reasons = {
+        "several processes wait for each other": accelerator.num_processes > 1,
+        "fp16's loss scaler looks at the gradients on the host (bf16 needs none)": accelerator.scaler is not None,
+        "gradient_checkpointing computes layers again": config.gradient_checkpointing,
+        "auto_micro_batch may change the size of a batch": config.auto_micro_batch,
+        "gradient_accumulation_steps is more than 1": config.gradient_accumulation_steps > 1,
+        "the strategy reads gradient norms": trainer.strategy.needs_gradient_norms,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def worth_recording(asked: str, steps: int) -> bool:

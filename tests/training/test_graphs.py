@@ -184,6 +184,15 @@ def test_where_it_cannot_be_done_or_does_not_pay_nothing_is_recorded(knobs):
     assert trainer.graphs is None, "and never on a CPU"
 
 
+@pytest.mark.parametrize("knobs, reason", [({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps"),
+                                           ({"gradient_checkpointing": True}, "gradient_checkpointing")])
+def test_who_asks_for_what_cannot_be_recorded_is_told_why(knobs, reason):
+    trainer = trainer_for(build("BERT"), count=16, **{**KNOBS_OF_20_STEPS, **knobs, "cuda_graphs": "true"})
+    said = []
+    trainer.said = said.append
+    assert graphs_for(trainer, EagerTwin()) is None and len(said) == 1 and reason in said[0]
+
+
 def test_the_knob_is_no_part_of_a_trials_identity(tiny_bert_dir):
     assert KNOBS["cuda_graphs"].in_trial_id == "no"
     assert TrialConfig.from_mapping({"cuda_graphs": True}).cuda_graphs == "true"
