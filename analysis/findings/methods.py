@@ -14,7 +14,22 @@ from analysis.statistics.bisection import tests_needed
 
 
 def methods_paragraph(curve: Curve, margins: Sequence[float]) -> str:
-    return " ".join([*_design(curve), *_choice(curve), *_interval(curve), *_verdict(curve, margins)])
+    return " ".join(_sentences(curve, margins))
+
+
+def methods(curves: Sequence[Curve], margins: Sequence[float]) -> list[tuple[str | None, str]]:
+    """(a curve's name, its paragraph); of several curves what they have in common comes last, once, for "All"."""
+    told = [_sentences(curve, margins) for curve in curves]
+    if len(curves) == 1:
+        return [(curves[0].name, " ".join(told[0]))]
+    common = [sentence for sentence in told[0] if all(sentence in other for other in told)]
+    own = [(curve.name, " ".join(sentence for sentence in sentences if sentence not in common))
+           for curve, sentences in zip(curves, told, strict=True)]
+    return [*own, ("All", " ".join(common))]
+
+
+def _sentences(curve: Curve, margins: Sequence[float]) -> list[str]:
+    return [*_design(curve), *_choice(curve), *_interval(curve), *_verdict(curve, margins)]
 
 
 def _design(curve: Curve) -> Iterator[str]:
@@ -52,10 +67,10 @@ def _interval(curve: Curve) -> Iterator[str]:
         yield (f"Intervals are 95% t-intervals over {_seeds(curve, 'seed')} and speak about new seeds on this "
                "test set only.")
         return
-    yield (f"Intervals are 95% and speak about new seeds and new text, given this training set. With the paired "
-           f"difference d of {_seeds(curve, 'seed')}{rows}, their half-width is sqrt(t²·a + z²·max(b − e, 0)), "
-           "where a = var(seed means)/S with t on S−1 degrees of freedom, b = var(row means)/N, and e is the part of b "
-           "that a already holds (split-t).")
+    yield f"Differences d to full fine-tuning are paired, by {_seeds(curve, 'seed')}{rows}."
+    yield ("Intervals are 95% and speak about new seeds and new text, given this training set; their half-width is "
+           "sqrt(t²·a + z²·max(b − e, 0)), where a = var(seed means of d)/S with t on S−1 degrees of freedom, "
+           "b = var(row means of d)/N, and e is the part of b that a already holds (split-t).")
     if not metrics.is_mean_over_rows(curve.metric):
         yield (f"As {curve.metric} is not a mean over rows, a row's score is its seed's {curve.metric} plus the row's "
                "influence on it (infinitesimal jackknife).")
@@ -117,16 +132,21 @@ def _each(value: Any, shown: Any = str) -> str:
 
 
 def notes(curves: Sequence[Curve]) -> list[str]:
-    """What data preparation and the machines have to say."""
-    found: list[str] = []
-    for curve in curves:
-        for trial in (trial for point in curve.points for trial in point.trials):
-            data, environment = trial.record.data, trial.record.environment
-            found += [str(note) for note in data.get("notes") or []]
-            rejected = data.get("rejected")
-            rejected = len(rejected) if isinstance(rejected, list) else rejected
-            found += [f"{count(rejected, 'row')} of the data could not be used"] if rejected else []
-            versions = ", ".join(f"{name} {version}" for name, version in (environment.get("versions") or {}).items())
-            found.append(f"Ran on {environment.get('device')}, {environment.get('threads')} threads"
-                         + (f", with {versions}" if versions else ""))
-    return list(dict.fromkeys(found))
+    """What data preparation and the machines have to say; of several curves with the name of the one that is meant."""
+    found = [list(dict.fromkeys(_notes(curve))) for curve in curves]
+    common = [note for note in found[0] if all(note in other for other in found)]
+    own = [f"{curve.name}: {note}" for curve, told in zip(curves, found, strict=True)
+           for note in told if note not in common]
+    return [*own, *common]
+
+
+def _notes(curve: Curve) -> Iterator[str]:
+    for trial in (trial for point in curve.points for trial in point.trials):
+        data, environment = trial.record.data, trial.record.environment
+        yield from (str(note) for note in data.get("notes") or [])
+        rejected = data.get("rejected")
+        if rejected := len(rejected) if isinstance(rejected, list) else rejected:
+            yield f"{count(rejected, 'row')} of the data could not be used"
+        versions = ", ".join(f"{name} {version}" for name, version in (environment.get("versions") or {}).items())
+        yield (f"Ran on {environment.get('device')}, {count(environment.get('threads') or 1, 'thread')}"
+               + (f", with {versions}" if versions else ""))

@@ -11,7 +11,7 @@ from typing import Any
 from analysis.figures.figures import Figure
 from analysis.figures.svg import DARK_CSS
 from analysis.findings.curves import Curve
-from analysis.findings.methods import methods_paragraph, notes, scope
+from analysis.findings.methods import methods, notes, scope
 from analysis.report.content import Table, make_tables, metric_of
 
 MOST_NAMED = 3  # sweeps, models or data sets in the title
@@ -58,7 +58,7 @@ def render(summary: dict[str, Any], curves: Sequence[Curve], figures: Sequence[F
     context = {
         "summary": summary, "figures": figures, "tables": {table.name: table for table in tables},
         "title": title(summary), "metric": metric_of(summary), "scope": scope(summary),
-        "methods": [(curve.name, methods_paragraph(curve, margins)) for curve in curves], "notes": notes(curves),
+        "methods": methods(curves, margins), "notes": notes(curves),
         "dark_css": DARK_CSS,
     }
     documents = {name: environment().get_template(name).render(context) for name in ("report.html", "report.md")}

@@ -128,3 +128,21 @@ def test_the_methods_paragraph_describes_the_verdict_that_was_drawn(tmp_path):
     few, = curves_of(publish(tmp_path / "few", sweep_trials(World(rows=100), seeds=(1, 2))))
     assert "No verdict was drawn (2 seeds; a verdict needs 5)." in methods_paragraph(few, [0.01])
     assert np.isnan(few.points[0].interval.low)
+
+
+def test_what_several_curves_have_in_common_is_told_once(tmp_path):
+    from analysis.findings.methods import methods, methods_paragraph, notes
+
+    curves = curves_of(*(publish(tmp_path / name, sweep_trials(World(rows=rows), dataset_name=name))
+                         for name, rows in (("reviews", 100), ("mail", 120))))
+    told = methods(curves, [0.01])
+    assert [name for name, _ in told] == [*(curve.name for curve in curves), "All"]
+    assert "120 test rows" in dict(told)["mail"] and "100 test rows" in dict(told)["reviews"]
+    text = " ".join(paragraph for _, paragraph in told)
+    for sentence in re.split(r"(?<=[.)]) (?=[A-Z])", methods_paragraph(curves[0], [0.01])):
+        assert sentence in text
+    assert text.count("A frozen layer holds its pretrained weights") == 1 == text.count("split-t")
+    one = curves[:1]
+    assert methods(one, [0.01]) == [(one[0].name, methods_paragraph(one[0], [0.01]))]
+    curves[1].points[0].trials[0].record.data["notes"] = ["cut to 400 rows"]
+    assert notes(curves)[0] == f"{curves[1].name}: cut to 400 rows" and len(notes(curves)) == 2
