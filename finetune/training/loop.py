@@ -45,6 +45,8 @@ from finetune.training.losses import per_example_loss
 from finetune.training.memory import asked_for, is_out_of_memory
 from finetune.training.schedule import carry_state, make_optimizer, set_learning_rates
 
+POOLED_ROWS = 4096  # evaluated at a time where a row is one vector: a head's batches are mostly their launching
+
 
 @dataclass
 class Trainer:
@@ -365,7 +367,10 @@ class Trainer:
             self.classifier.eval()
         accelerator = self.accelerator
         mine: list[tuple[np.ndarray, np.ndarray]] = []
-        batches = evaluation_batches(split.encoded.lengths, self.config.per_device_eval_batch_size)
+        size = self.config.per_device_eval_batch_size
+        if self.prefix is not None and self.prefix.serves_pooled(split):
+            size = max(size, POOLED_ROWS)
+        batches = evaluation_batches(split.encoded.lengths, size)
         for rows in batches[accelerator.process_index::accelerator.num_processes]:
             inputs = self._inputs(split, rows)
             logits = self.graphs.logits(inputs, split) if self.graphs is not None else None
