@@ -21,11 +21,12 @@ from finetune.errors import ConfigError, FinetuneError, Problem, did_you_mean
 from finetune.results import RecordStore
 
 
-def keep(run: Path, kept: Path, leave_out: Sequence[str] = ()) -> int:
+def keep(run: Path, kept: Path, leave_out: Sequence[str] = (), *, predictions: bool = True) -> int:
     """Copy RUN's records to KEPT, which must not hold any yet; returns how many.
 
-    `leave_out`: figures of cost that were found to be wrong; they are None in what is kept. Raises ConfigError without
-    records, and for a figure that no record has.
+    `leave_out`: figures of cost that were found to be wrong; they are None in what is kept. Without `predictions`, of
+    many classes the most of it, a report's intervals speak about seeds on these test rows only. Raises ConfigError
+    without records, and for a figure that no record has.
     """
     loaded = load_directory(run)
     if not loaded.trials:
@@ -39,12 +40,12 @@ def keep(run: Path, kept: Path, leave_out: Sequence[str] = ()) -> int:
                 for trial in point.trials}
     store = RecordStore(kept)
     for trial in loaded.trials:
-        predictions = trial.read() if trial.record.trial_id in reported else {}
+        found = trial.read() if predictions and trial.record.trial_id in reported else {}
         cost = {name: None if name in leave_out else value for name, value in trial.record.cost.items()}
         history = [{name: value for name, value in entry.items() if name not in leave_out}
                    for entry in trial.record.history]
         store.publish(trial.record.model_copy(update={"files": {}, "cost": cost, "history": history}),
-                      {name: array for name, array in predictions.items() if _is_needed(name, predictions)})
+                      {name: array for name, array in found.items() if _is_needed(name, found)})
     for name in (SWEEP_FILE, PROBE_FILE):
         if (run / name).exists():
             shutil.copy(run / name, kept / name)
@@ -63,9 +64,11 @@ def main() -> None:
     parser.add_argument("kept", type=Path, metavar="KEPT", help="where it is kept, e.g. docs/results/rotten_tomatoes")
     parser.add_argument("--leave_out", action="append", default=[], metavar="NAME",
                         help="a figure of cost that was found to be wrong, e.g. peak_memory_bytes (repeatable)")
+    parser.add_argument("--without_predictions", action="store_true",
+                        help="records alone, where predictions of many classes are large: intervals cover seeds only")
     args = parser.parse_args()
     try:
-        count = keep(args.run, args.kept, args.leave_out)
+        count = keep(args.run, args.kept, args.leave_out, predictions=not args.without_predictions)
     except FinetuneError as error:
         print(f"analysis.archive: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

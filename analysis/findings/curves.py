@@ -20,6 +20,7 @@ from finetune.results import PREDICTIONS_FILE
 from finetune.training.evaluation import higher_is_better
 
 SPLIT = "test"
+MOST_NAMED = 3  # trials in a sentence that is about some of them
 TOLERANCE = 1e-6  # between a recorded metric and the same metric of the recorded predictions
 
 
@@ -303,7 +304,19 @@ class _Reader:
         self.metric, self.task = metric, task
         self.labels: np.ndarray | None = None
         self.ids: np.ndarray | None = None
-        self.notes: list[str] = []
+        self._notes: list[str] = []
+        self._read, self._lacking = 0, []  # trials; names of those without predictions
+
+    @property
+    def notes(self) -> list[str]:
+        """What was found while reading, in a line each."""
+        if not self._lacking:
+            return self._notes
+        few = ", ".join(self._lacking[:MOST_NAMED])
+        more = len(self._lacking) - MOST_NAMED
+        who = "no trial came with" if len(self._lacking) == self._read else (
+            f"{few}{f' and {more} more' if more > 0 else ''} came without")
+        return [f"{who} predictions: intervals cover seeds only", *self._notes]
 
     def measure(self, choice: Choice) -> Measured:
         trials = _without_copies([choice.setting.trials[seed] for seed in choice.setting.seeds])
@@ -318,8 +331,9 @@ class _Reader:
         """The metric with (rows,) scores whose mean it is; None without predictions of the same rows."""
         name = f"seed {trial.seed} of {trial.arm.name}"
         predictions = trial.predictions(SPLIT)
+        self._read += 1
         if predictions is None:
-            self._note(f"{name} came without predictions: intervals cover seeds only")
+            self._lacking.append(name)
             return None
         logits, labels, ids = predictions
         if self.ids is None:
@@ -339,8 +353,8 @@ class _Reader:
         return value
 
     def _note(self, note: str) -> None:
-        if note not in self.notes:
-            self.notes.append(note)
+        if note not in self._notes:
+            self._notes.append(note)
 
 
 def counted_at_baseline(curve: Curve) -> Curve | None:

@@ -146,3 +146,15 @@ def test_what_several_curves_have_in_common_is_told_once(tmp_path):
     assert methods(one, [0.01]) == [(one[0].name, methods_paragraph(one[0], [0.01]))]
     curves[1].points[0].trials[0].record.data["notes"] = ["cut to 400 rows"]
     assert notes(curves)[0] == f"{curves[1].name}: cut to 400 rows" and len(notes(curves)) == 2
+
+
+@pytest.mark.parametrize("lacking, said", [
+    (range(20), "no trial came with predictions"), ([3], "seed 4 of full fine-tuning came without"),
+    (range(5), "and 2 more came without predictions")], ids=["all", "one", "five"])
+def test_records_without_predictions_are_named_in_one_line(tmp_path, lacking, said):
+    trials = sweep_trials(World(rows=60))
+    for index in lacking:
+        trials[index] = (trials[index][0], {})
+    curve, = curves_of(publish(tmp_path, trials))
+    told = [note for note in curve.notes if "cover seeds only" in note]
+    assert len(trials) == 20 and len(told) == 1 and said in told[0]

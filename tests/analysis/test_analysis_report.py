@@ -279,6 +279,16 @@ def test_what_is_kept_is_small_and_rebuilds_the_report(written, tmp_path):
     assert set(np.load(next(tmp_path.rglob("predictions.npz")))) == {"test_logits", "test_labels", "test_ids"}
 
 
+def test_records_alone_may_be_kept_and_give_the_same_estimates(written, tmp_path):
+    from analysis.archive import keep
+
+    assert keep(written.folder.parent, tmp_path, predictions=False) == 28 and not list(tmp_path.rglob("*.npz"))
+    report = make_report([str(tmp_path)])
+    assert report.summary["population"] == "this_test_set"
+    assert [point["estimate"] for point in report.summary["curve"]] == pytest.approx(
+        [point["estimate"] for point in written.summary["curve"]])
+
+
 def test_of_tags_only_the_counts_per_sentence_are_kept(tmp_path):
     from analysis.archive import keep
 
