@@ -19,7 +19,11 @@ RESULTS = ROOT / "docs" / "results"
 @pytest.mark.parametrize(("name", "count", "predicted"), [("rotten_tomatoes", 140, 80), ("null-a", 30, 30),
                                                           ("null-b", 30, 30), ("strategies_mini", 54, 28),
                                                           ("rotten_tomatoes_adaptive", 62, 35),
-                                                          ("entities_mini", 21, 21)])
+                                                          ("entities_mini", 21, 21),
+                                                          *((f"tasks/{name}", 25, predicted) for name, predicted in (
+                                                              ("rotten_tomatoes_mini", 25), ("sms_spam", 25),
+                                                              ("wnut17_mini", 25), ("banking77", 0),
+                                                              ("nlupp_banking", 0)))])
 def test_kept_records_are_intact(name, count, predicted):
     store = RecordStore(RESULTS / name)
     records = [store.load(trial_id) for trial_id in store.trial_ids()]
@@ -49,11 +53,32 @@ def test_the_adaptive_sweep_names_the_depth_that_the_grid_names(kept):
     assert [(test["freeze_depth"], test["safe"]) for test in adaptive["tested"]] == [(3, True), (5, False), (4, False)]
 
 
+def section_on(name):
+    return (RESULTS / "README.md").read_text(encoding="utf-8").partition(f"## {name}")[2].partition("\n## ")[0]
+
+
+def table_in(section):
+    """Cells of the lines that begin with a number."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines()
+            if re.match(r"\| \d", line)]
+
+
+def test_what_is_said_of_several_tasks_is_what_their_report_says():
+    report = make_report(sorted(str(folder) for folder in (RESULTS / "tasks").iterdir()))
+    section, levels = section_on("tasks"), report.summary["across_tasks"]["levels"]
+    assert f"> {report.summary['headline']}\n" in section and report.summary["across_tasks"]["general"]
+    assert table_in(section) == [
+        [f"{100 * level['share']:.0f}%", *(f"{100 * level['losses'][name]:.1f}" for name in sorted(level["losses"])),
+         f"{100 * level['mean']:.1f}", f"{100 * level['low']:.1f} to {100 * level['high']:.1f}",
+         f"{level['safe']} of {level['judged']}"] for level in levels]
+    drawn = next(standalone(figure.svg, figure.title) for figure in report.figures if figure.name == "across-tasks")
+    shown = (ROOT / "docs" / "tasks.svg").read_text(encoding="utf-8")
+    assert re.findall(r"<title>(.*?)</title>", drawn) == re.findall(r"<title>(.*?)</title>", shown)
+
+
 def test_the_table_of_entities_is_of_the_kept_sweep():
     curve = make_report([str(RESULTS / "entities_mini")]).summary["curve"]
-    section = (RESULTS / "README.md").read_text(encoding="utf-8").partition("## entities_mini")[2].partition("\n## ")[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines()
-            if re.match(r"\| \d", line)]
+    rows = table_in(section_on("entities_mini"))
     assert [row[:4] for row in rows] == [
         [str(point["freeze_depth"]), f"{100 * point['estimate']:.1f}",
          f"{100 * point['low']:.1f} to {100 * point['high']:.1f}",
