@@ -53,7 +53,7 @@ def _sums_of(batch: list[Tensor]) -> Tensor:
 
 def _by_tensor(values: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
     """(words,) -> (tensors,) sums. The running sum has one dimension: over two rows CUDA's takes a thousand times as
-    long (pytorch/pytorch#122170), which was half a second for BERT-base."""
+    long (pytorch/pytorch#122170), by reckoning half a second for BERT-base."""
     so_far = torch.zeros(len(values) + 1, dtype=torch.int64, device=values.device)
     torch.cumsum(values, 0, out=so_far[1:])
     return so_far[starts + lengths] - so_far[starts]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -185,11 +186,10 @@ class StepGraphs:
             return None
         if "pooled" in inputs:  # a head alone is launched as fast
             return None
-        key = self._key(inputs, split)
+        key, forward = self._key(inputs, split), partial(self._forward, split)
         try:
             if key not in self._passes:
-                self._passes[key] = self._made(inputs, None, lambda made: self._forward(made, split),
-                                               lambda made: self._forward(made, split))
+                self._passes[key] = self._made(inputs, None, forward, forward)
         except Exception as error:
             self._passes.clear()
             self.evaluates = False
@@ -275,7 +275,7 @@ class StepGraphs:
         if self.trainer.optimizer is not None:
             self.trainer.optimizer.zero_grad(set_to_none=True)
 
-    def _forward(self, made: _Recorded, split: Collator) -> None:
+    def _forward(self, split: Collator, made: _Recorded) -> None:
         made.found = self.trainer.logits_from(made.inputs, split)
 
     def _backward(self, made: _Recorded) -> None:
