@@ -18,14 +18,15 @@ def methods_paragraph(curve: Curve, margins: Sequence[float]) -> str:
 
 
 def methods(curves: Sequence[Curve], margins: Sequence[float]) -> list[tuple[str | None, str]]:
-    """(a curve's name, its paragraph); of several curves what they have in common comes last, once, for "All"."""
+    """(a curve's name, its paragraph); of several curves what they have in common comes last, once, for "All". Who has
+    nothing of its own to say has no paragraph."""
     told = [_sentences(curve, margins) for curve in curves]
     if len(curves) == 1:
         return [(curves[0].name, " ".join(told[0]))]
     common = [sentence for sentence in told[0] if all(sentence in other for other in told)]
     own = [(curve.name, " ".join(sentence for sentence in sentences if sentence not in common))
            for curve, sentences in zip(curves, told, strict=True)]
-    return [*own, ("All", " ".join(common))]
+    return [(name, text) for name, text in [*own, ("All", " ".join(common))] if text]
 
 
 def _sentences(curve: Curve, margins: Sequence[float]) -> list[str]:
