@@ -5,8 +5,11 @@ plan, shape of a batch and boundary. Inputs are copied into tensors that stay wh
 on the device; dropout goes on with the device's generator, which a graph advances as the same kernels do by themselves.
 The forward passes of an evaluation and ragged last batches are recorded likewise in trials of many epochs.
 
-`EagerTwin` has the same interface and runs what it was given: on a CPU it shows that everything but the recording
-itself leaves the numbers as they are. Whatever cannot be recorded is computed as ever, after one sentence.
+Of a window of several micro-batches each adds its gradients to tensors that stay where they are; the update is recorded
+by itself.
+
+`recorders.EagerTwin` runs what it was given: on a CPU it shows that everything but the recording itself leaves the
+numbers as they are. Whatever cannot be recorded is computed as ever, after one sentence.
 """
 
 from __future__ import annotations
@@ -26,22 +29,11 @@ from finetune.data.encoding.words import IGNORED
 from finetune.data.task_data import TAGGED
 from finetune.training.memory import is_out_of_memory
 from finetune.training.random_state import random_states, set_random_states
+from finetune.training.recorders import CudaRecorder, Recorder
 
-UNUSED_BYTES = 4 * 2**30  # on the device, that a worker holds on to before it gives them back
 WORTH_STEPS = 20  # auto: a trial of fewer steps is over before recording has paid
+_UPDATE = ("update",)  # key of the update that ends a window of several micro-batches
 WORTH_EPOCHS = 5  # for what comes once per epoch: an evaluation, a ragged last batch
-
-
-class Recorder(Protocol):
-    """Runs something aside, records it, and says how to run it again."""
-
-    def aside(self, run: Callable[[], None]) -> None: ...
-
-    def record(self, run: Callable[[], None]) -> Callable[[], None]: ...
-
-    def forget_failure(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Trained(Protocol):
@@ -70,72 +62,14 @@ class Trained(Protocol):
     def logits_from(self, inputs: dict[str, Tensor], split: Collator) -> Tensor: ...
 
 
-class EagerTwin:
-    """Records nothing: a replay runs it again."""
-
-    def aside(self, run: Callable[[], None]) -> None:
-        run()
-
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        return run
-
-    def forget_failure(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class CudaRecorder:
-    """One memory pool for all graphs of a trial: they never run at the same time."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self._pool: Any = None
-        self._state: Tensor | None = None
-
-    def aside(self, run: Callable[[], None]) -> None:
-        """On a stream of its own, as libraries that set themselves up at their first call want it."""
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            run()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        self._state = torch.cuda.get_rng_state(self.device)
-        with torch.cuda.graph(graph, pool=self._pool):
-            run()
-        self._pool = graph.pool()
-        return graph.replay
-
-    def forget_failure(self) -> None:
-        """A recording that broke off leaves the generator believing that it is being recorded."""
-        with contextlib.suppress(Exception):  # then the next draw says what is wrong
-            torch.cuda.synchronize(self.device)
-        if self._state is not None:
-            index = self.device.index if self.device.index is not None else torch.cuda.current_device()
-            fresh = torch.Generator(self.device)
-            fresh.set_state(self._state)
-            torch.cuda.default_generators[index].graphsafe_set_state(fresh.graphsafe_get_state())
-
-    def close(self) -> None:
-        if self._pool is None:
-            return
-        self._pool = None
-        # The pool of a graph that is gone serves nobody. Giving it back takes 0.3 s (H200): not after every trial.
-        if torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device) > UNUSED_BYTES:
-            torch.cuda.empty_cache()
-
-
 @dataclass
 class _Recorded:
-    """One shape's step or pass: where its inputs are put, what runs it, and where its summed loss, or its logits, are
-    afterwards."""
+    """One shape's step, micro-batch or pass: where its inputs are put, what runs it, and where its summed loss, or its
+    logits, are afterwards. `share`: of a micro-batch, by what its summed loss is multiplied; None: it is a step."""
 
     inputs: dict[str, Tensor]
     labels: Tensor | None = None
+    share: Tensor | None = None
     replay: Callable[[], None] | None = None
     found: Tensor | None = None
 
@@ -151,31 +85,79 @@ class StepGraphs:
     evaluates: bool = True  # passes of an evaluation can be recorded, too
     _steps: dict[tuple, _Recorded] = field(default_factory=dict)
     _passes: dict[tuple, _Recorded] = field(default_factory=dict)
+    _held: dict[nn.Parameter, Tensor] = field(default_factory=dict)  # gradients that micro-batches add to
     _optimizer: torch.optim.Optimizer | None = None
     _of_another: bool = False  # recorded for the trial before, whose tensors this one has taken over
 
-    def step(self, rows: np.ndarray) -> Tensor | None:
-        """Forward, backward and update over one batch; its summed loss, or None: do it yourself.
+    def step(self, window: list[np.ndarray]) -> Tensor | None:
+        """Forward, backward and update over a window's micro-batches; their summed loss, or None: do it yourself.
 
         Learning rates must be set. The first step of every plan is the caller's: it is audited, and AdamW's moments
         are made in it.
         """
         if self.refused is not None or not self._may():
             return None
-        if len(rows) < self.trainer.config.per_device_train_batch_size and not self._often:
+        if not self._often and any(len(rows) < self.trainer.config.per_device_train_batch_size for rows in window):
             return None
+        loss = self._accumulated(window) if len(window) > 1 else self._whole_step(window[0])
+        self.trainer.optimizer.zero_grad(set_to_none=True)  # else an eager step would add to what a graph left
+        return loss
+
+    def _whole_step(self, rows: np.ndarray) -> Tensor | None:
         inputs, labels = self.trainer.batch(rows)
         try:
             recorded = self._recorded(inputs, labels)
         except Exception as error:  # whatever a model's own code or the driver raises when it cannot be recorded
             self._give_up(error)
             return None
+        self._replay(recorded, inputs, labels)
+        self.replays += 1
+        return recorded.found.clone()
+
+    def _accumulated(self, window: list[np.ndarray]) -> Tensor:
+        """Where a recording fails in the middle, the rest is computed on the gradients that are there."""
+        trainer = self.trainer
+        share = 1 / max(1, sum(trainer.train.count(rows) for rows in window))
+        if self._held:
+            torch._foreach_zero_(list(self._held.values()))
+        total = torch.zeros((), device=trainer.accelerator.device, dtype=torch.float64)
+        for rows in window:
+            inputs, labels = trainer.batch(rows)
+            total += self._added(inputs, labels, torch.tensor(share, dtype=torch.float32))
+        if self.refused is None:
+            try:
+                if _UPDATE not in self._steps:
+                    self._steps[_UPDATE] = _Recorded({}, replay=self.recorder.record(self._update))
+            except Exception as error:
+                self._give_up(error)
+        if self.refused is None:
+            self._steps[_UPDATE].replay()
+            self.replays += 1
+        else:
+            self._update()
+            self._held.clear()
+        return total
+
+    def _added(self, inputs: dict[str, Tensor], labels: Tensor, share: Tensor) -> Tensor:
+        """A micro-batch's gradients are added to the window's; its summed loss."""
+        if self.refused is None:
+            try:
+                recorded = self._recorded(inputs, labels, share)
+            except Exception as error:
+                self._give_up(error)
+            else:
+                recorded.share.copy_(share, non_blocking=True)
+                self._replay(recorded, inputs, labels)
+                return recorded.found
+        made = _Recorded(inputs, labels, share.to(labels.device))
+        self._add(made)
+        return made.found
+
+    @staticmethod
+    def _replay(recorded: _Recorded, inputs: dict[str, Tensor], labels: Tensor) -> None:
         _copy(inputs, recorded.inputs)
         recorded.labels.copy_(labels, non_blocking=True)
         recorded.replay()
-        self.trainer.optimizer.zero_grad(set_to_none=True)  # else an eager step would add to what a graph left
-        self.replays += 1
-        return recorded.found.clone()
 
     def logits(self, inputs: dict[str, Tensor], split: Collator) -> Tensor | None:
         """Of one batch of `split` in eval mode, valid until the next pass; None: compute them yourself.
@@ -189,7 +171,7 @@ class StepGraphs:
         key, forward = self._key(inputs, split), partial(self._forward, split)
         try:
             if key not in self._passes:
-                self._passes[key] = self._made(inputs, None, forward, forward)
+                self._passes[key] = self._made(_Recorded(_copies(inputs)), forward, forward)
         except Exception as error:
             self._passes.clear()
             self.evaluates = False
@@ -229,6 +211,7 @@ class StepGraphs:
         """From here on nothing that was recorded is used."""
         self._steps.clear()
         self._passes.clear()
+        self._held.clear()
         self._optimizer, self._of_another = None, False
 
     def close(self) -> None:
@@ -244,32 +227,43 @@ class StepGraphs:
         trainer = self.trainer
         if trainer.optimizer is not self._optimizer:  # another plan: what was recorded trains something else
             self._steps.clear()
+            self._held.clear()
             self._optimizer = trainer.optimizer
         return len(trainer.reached) == len(trainer.phases) and bool(trainer.optimizer.state)
 
-    def _recorded(self, inputs: dict[str, Tensor], labels: Tensor) -> _Recorded:
-        key = self._key(inputs, self.trainer.train)
+    def _recorded(self, inputs: dict[str, Tensor], labels: Tensor, share: Tensor | None = None) -> _Recorded:
+        key = (share is not None, *self._key(inputs, self.trainer.train))
         if key not in self._steps:
-            self._steps[key] = self._made(inputs, labels, self._backward, self._whole)
+            where = None if share is None else share.to(labels.device, copy=True)
+            self._steps[key] = self._made(_Recorded(_copies(inputs), labels.clone(), where), self._backward,
+                                          self._whole if share is None else self._add)
         return self._steps[key]
 
     def _key(self, inputs: dict[str, Tensor], split: Collator) -> tuple:
         return (self.trainer.starts_at(split), *((name, tuple(value.shape), value.dtype)
                                                  for name, value in sorted(inputs.items())))
 
-    def _made(self, inputs: dict[str, Tensor], labels: Tensor | None, aside: Callable[[_Recorded], None],
+    def _made(self, made: _Recorded, aside: Callable[[_Recorded], None],
               whole: Callable[[_Recorded], None]) -> _Recorded:
         """`whole` recorded, after `aside` has run once; nothing that is the trainer's has changed."""
-        made = _Recorded({name: value.clone() for name, value in inputs.items()},
-                         None if labels is None else labels.clone())
-        with _same_randomness_afterwards(inputs) as drawn:
+        self._no_gradients()
+        with _same_randomness_afterwards(made.inputs) as drawn:
             self.recorder.aside(lambda: aside(made))
         if drawn.on_host:
             raise RuntimeError("it draws random numbers on the host")
+        if made.share is not None:
+            self._hold()
         self._no_gradients()
         made.replay = self.recorder.record(lambda: whole(made))
         self._no_gradients()
         return made
+
+    def _hold(self) -> None:
+        """A place for the gradient of every parameter that the pass aside has reached: AdamW leaves the others be."""
+        for group in self.trainer.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter not in self._held:
+                    self._held[parameter] = torch.zeros_like(parameter.grad)
 
     def _no_gradients(self) -> None:
         if self.trainer.optimizer is not None:
@@ -280,7 +274,7 @@ class StepGraphs:
 
     def _backward(self, made: _Recorded) -> None:
         loss = self.trainer.loss_from(made.inputs, made.labels).sum()
-        share = 1 / self._counted(made.labels)
+        share = 1 / self._counted(made.labels) if made.share is None else made.share
         self.trainer.accelerator.backward(loss * self.trainer.classifier.head.loss_scale * share)
         made.found = loss.detach().double()
 
@@ -292,6 +286,19 @@ class StepGraphs:
         self._backward(made)
         clip_gradients(self.trainer.optimizer, self.trainer.config.max_grad_norm)
         self.trainer.optimizer.step()
+
+    def _add(self, made: _Recorded) -> None:
+        self._take_up()
+        self._backward(made)
+
+    def _update(self) -> None:
+        self._take_up()
+        clip_gradients(self.trainer.optimizer, self.trainer.config.max_grad_norm)
+        self.trainer.optimizer.step()
+
+    def _take_up(self) -> None:
+        for parameter, gradient in self._held.items():
+            parameter.grad = gradient
 
     def _give_up(self, error: Exception) -> None:
         """Nothing of a recording has run: the weights are as they were. From here on every step is eager."""
@@ -340,7 +347,6 @@ def _impossible(trainer: Trained) -> str | None:
         "fp16's loss scaler looks at the gradients on the host (bf16 needs none)": accelerator.scaler is not None,
         "gradient_checkpointing computes layers again": config.gradient_checkpointing,
         "auto_micro_batch may change the size of a batch": config.auto_micro_batch,
-        "gradient_accumulation_steps is more than 1": config.gradient_accumulation_steps > 1,
         "the strategy reads gradient norms": trainer.strategy.needs_gradient_norms,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
@@ -356,6 +362,10 @@ def make_recordable(optimizer: torch.optim.Optimizer, device: torch.device) -> N
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(float(group["lr"]), dtype=torch.float32, device=device)
         group["capturable"] = device.type == "cuda"
+
+
+def _copies(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in values.items()}
 
 
 def _copy(values: dict[str, Tensor], places: dict[str, Tensor]) -> None:

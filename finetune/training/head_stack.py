@@ -20,9 +20,9 @@ from torch.nn.functional import dropout
 
 from finetune.data.encoding.batches import training_batches
 from finetune.models.head import Head
-from finetune.training.graphs import EagerTwin, Recorder
 from finetune.training.losses import per_example_loss
 from finetune.training.random_state import generator_state, same_generator_afterwards, set_generator_state
+from finetune.training.recorders import EagerTwin, Recorder
 from finetune.training.schedule import shape
 
 MOST_SLOTS = 64  # more of them gain little: 64 products of one head already fill a GPU

@@ -242,8 +242,8 @@ class Trainer:
     def _step(self, window: list[np.ndarray]) -> Tensor:
         """One optimizer step over the micro-batches of a window; returns this process's summed loss."""
         set_learning_rates(self.optimizer, self.config, self.step, self.total_steps, self.strategy.period)
-        if self.graphs is not None and len(window) == 1:
-            recorded = self.graphs.step(window[0])
+        if self.graphs is not None:
+            recorded = self.graphs.step(window)
             if recorded is not None:
                 self.step += 1
                 return recorded

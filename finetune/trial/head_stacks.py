@@ -18,11 +18,12 @@ from finetune.data.targets import target_units
 from finetune.data.task_data import TAGGED
 from finetune.randomness import stream_seed
 from finetune.training import signals
-from finetune.training.graphs import CudaRecorder, EagerTwin, worth_recording
+from finetune.training.graphs import worth_recording
 from finetune.training.head_stack import Common, HeadStack, Member, TrainedHead, common_width
 from finetune.training.memory import is_out_of_memory
 from finetune.training.precision import decided
 from finetune.training.random_state import generator_state, same_generator_afterwards
+from finetune.training.recorders import CudaRecorder, EagerTwin
 from finetune.trial.build import fresh_head
 from finetune.trial.state import TrialRun
 

@@ -87,6 +87,19 @@ def test_steps_are_recorded_and_nothing_is_said(trial, monkeypatch):
     assert made[-1].refused is None and made[-1].replays > 15
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_micro_batches_are_recorded_one_by_one_and_their_update_too(trial, precision, monkeypatch):
+    from finetune.training import loop
+
+    made, original = [], loop.graphs_for
+    knobs = {"freeze_depth": 1, "learning_rate": 1e-4, "head_learning_rate": 1e-3, "mixed_precision": precision,
+             "gradient_accumulation_steps": 2, "num_train_epochs": 1 if precision == "bf16" else 2}
+    eager = trial(**knobs, cuda_graphs="false")
+    monkeypatch.setattr(loop, "graphs_for", lambda trainer: made.append(original(trainer)) or made[-1])
+    assert_near(trial(**knobs, cuda_graphs="true"), eager, 2e-3 if precision == "no" else 0.1)
+    assert made[-1].refused is None and made[-1].replays == (5 if precision == "bf16" else 11)
+
+
 @pytest.mark.parametrize("depth", [0, 2])
 def test_evaluation_and_a_ragged_batch_are_recorded_in_a_long_trial(trial, depth):
     knobs = {"freeze_depth": depth, "learning_rate": 1e-4, "head_learning_rate": 1e-3, "num_train_epochs": 5,

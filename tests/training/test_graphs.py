@@ -10,7 +10,8 @@ from training import trainer_for
 
 from finetune.config import KNOBS, TrialConfig
 from finetune.training import graphs, loop
-from finetune.training.graphs import EagerTwin, StepGraphs, graphs_for, make_recordable
+from finetune.training.graphs import StepGraphs, graphs_for, make_recordable
+from finetune.training.recorders import EagerTwin
 from finetune.trial import run_trial
 
 KNOBS_OF_20_STEPS = {"num_train_epochs": 5, "learning_rate": 1e-3, "head_learning_rate": 1e-3, "freeze_depth": 1}
@@ -38,6 +39,15 @@ def losses(recorder=None, count=16, family="BERT", **knobs):
     return found, trainer, said
 
 
+class Counting(EagerTwin):
+    def __init__(self):
+        self.recorded = 0
+
+    def record(self, run):
+        self.recorded += 1
+        return run
+
+
 @pytest.mark.parametrize("knobs", [{}, {"mixed_precision": "bf16"}, {"max_grad_norm": 0.0}, {"freeze_depth": 3},
                                    {"strategy": "lp_ft:2", "freeze_depth": None}], ids=str)
 def test_twenty_steps_are_those_of_eager_training_dropout_included(knobs):
@@ -59,20 +69,51 @@ def test_a_ragged_last_batch_is_recorded_too():
     np.testing.assert_allclose(replayed, eager, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("knobs, count, steps", [
+    ({}, 32, 20), ({"mixed_precision": "bf16"}, 32, 20), ({"strategy": "lp_ft:2", "freeze_depth": None}, 32, 20),
+    ({"gradient_accumulation_steps": 3}, 32, 15), ({}, 36, 25), ({"max_grad_norm": 0.0}, 30, 20)], ids=str)
+def test_micro_batches_are_added_up_as_in_eager_training(knobs, count, steps):
+    """Windows that are full, short (a single micro-batch at last), and ragged."""
+    knobs = {"gradient_accumulation_steps": 2, **knobs}
+    eager, plain, _ = losses(count=count, **knobs)
+    replayed, trainer, said = losses(EagerTwin(), count=count, **knobs)
+    assert trainer.graphs.refused is None and not said
+    assert len(eager) == steps and trainer.graphs.replays == steps - len(trainer.phases)
+    np.testing.assert_allclose(replayed, eager, rtol=1e-5, atol=1e-5)
+    for (name, ours), theirs in zip(trainer.classifier.named_parameters(), plain.classifier.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("nth", range(1, 6))
+def test_a_recording_that_fails_in_the_middle_of_a_window_loses_none_of_its_micro_batches(nth):
+    class BreaksLate(Counting):
+        def record(self, run):
+            if self.recorded + 1 == nth:
+                raise RuntimeError("no longer")
+            return super().record(run)
+
+    knobs = {"gradient_accumulation_steps": 3, "num_train_epochs": 7}
+    eager, plain, _ = losses(count=32, **knobs)
+    found, trainer, said = losses(BreaksLate(), count=32, **knobs)
+    assert (trainer.graphs.refused is None) == (not said), "a trial of fewer shapes never comes to the nth"
+    assert trainer.graphs.refused or trainer.graphs.recorder.recorded < nth
+    np.testing.assert_allclose(found, eager, rtol=1e-5, atol=1e-5)
+    for (name, ours), theirs in zip(trainer.classifier.named_parameters(), plain.classifier.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_parameter_without_a_gradient_is_left_alone_by_the_update_of_a_window():
+    """A gradient of zeros would let AdamW decay it."""
+    _, trainer, _ = losses(EagerTwin(), count=32, gradient_accumulation_steps=2)
+    reached = {name for name, p in trainer.classifier.named_parameters() if p in trainer.graphs._held}
+    assert reached == {name for name, p in trainer.classifier.named_parameters() if p in trainer.optimizer.state}
+
+
 def test_what_comes_once_per_epoch_is_not_recorded_in_a_short_trial():
     knobs = {"num_train_epochs": 4, "learning_rate": 1e-3}
     _, trainer, _ = losses(EagerTwin(), count=18, **knobs)
     trainer.logits(trainer.train)
     assert trainer.graphs.replays == 4 * 4 - 1 and not trainer.graphs._passes
-
-
-class Counting(EagerTwin):
-    def __init__(self):
-        self.recorded = 0
-
-    def record(self, run):
-        self.recorded += 1
-        return run
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -174,8 +215,8 @@ def test_learning_rates_are_written_where_a_recording_reads_them():
     assert trainer.optimizer.param_groups[0]["lr"] is place and float(place) > 0
 
 
-@pytest.mark.parametrize("knobs", [{"gradient_accumulation_steps": 2}, {"auto_micro_batch": True},
-                                   {"gradient_checkpointing": True}, {"cuda_graphs": "false"},
+@pytest.mark.parametrize("knobs", [{"auto_micro_batch": True}, {"gradient_checkpointing": True},
+                                   {"cuda_graphs": "false"},
                                    {"num_train_epochs": 1}], ids=str)
 def test_where_it_cannot_be_done_or_does_not_pay_nothing_is_recorded(knobs):
     trainer = trainer_for(build("BERT"), count=64 if "num_train_epochs" not in knobs else 16,
@@ -184,7 +225,7 @@ def test_where_it_cannot_be_done_or_does_not_pay_nothing_is_recorded(knobs):
     assert trainer.graphs is None, "and never on a CPU"
 
 
-@pytest.mark.parametrize("knobs, reason", [({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps"),
+@pytest.mark.parametrize("knobs, reason", [({"auto_micro_batch": True}, "auto_micro_batch"),
                                            ({"gradient_checkpointing": True}, "gradient_checkpointing")])
 def test_who_asks_for_what_cannot_be_recorded_is_told_why(knobs, reason):
     trainer = trainer_for(build("BERT"), count=16, **{**KNOBS_OF_20_STEPS, **knobs, "cuda_graphs": "true"})

@@ -10,7 +10,8 @@ from finetune.config import TrialConfig
 from finetune.errors import Interrupted
 from finetune.models.backbone import forget_backbones
 from finetune.training import loop, signals
-from finetune.training.graphs import EagerTwin, StepGraphs, graphs_for
+from finetune.training.graphs import StepGraphs, graphs_for
+from finetune.training.recorders import EagerTwin
 from finetune.trial import idle, run_trial
 
 LAYERS = 4
@@ -37,7 +38,7 @@ class Binding(EagerTwin):
 
     def places(self):
         trainer = self.graphs.trainer
-        tensors = [*trainer.classifier.parameters(), *trainer.classifier.buffers(),
+        tensors = [*trainer.classifier.parameters(), *trainer.classifier.buffers(), *self.graphs._held.values(),
                    *(value for state in trainer.optimizer.state.values() for value in state.values()),
                    *(group["lr"] for group in trainer.optimizer.param_groups)]
         weights = [] if trainer.class_weights is None else [trainer.class_weights]
@@ -81,7 +82,8 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("changes", [
     {}, {"freeze_depth": 0}, {"freeze_depth": 3}, {"freeze_depth": -1}, {"mixed_precision": "bf16"},
     {"class_weights": "balanced"}, {"head_size": 12, "layer_decay": 0.8}, {"pooling": "cls"},
-    {"prefix_cache": False}, {"num_train_epochs": 5}], ids=str)
+    {"prefix_cache": False}, {"num_train_epochs": 5},
+    {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}], ids=str)
 def test_the_second_trial_is_as_the_first_would_have_been(trial, changes):
     expected = trial(**changes, seed=2, learning_rate=3e-4)
     idle.forget_idle()
