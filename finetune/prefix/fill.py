@@ -1,7 +1,8 @@
 """One pass over the texts that gives the input of every wanted layer, and the pooled vector.
 
 What is computed depends on the texts alone: rows sorted by length in batches of a fixed size, each batch on one
-thread, so that neither the sweep nor the machine's load changes a digit. Several batches run side by side.
+thread, so that neither the sweep nor the machine's load changes a digit. Several batches run side by side: on a CPU as
+many as there are cores, on a GPU two, so that one is computed while the other is copied out and written.
 """
 
 from __future__ import annotations
@@ -166,13 +167,13 @@ def _write(target: np.ndarray, found: np.ndarray, rows: np.ndarray, split: Colla
 
 @contextlib.contextmanager
 def _one_thread_each(device_type: str) -> Iterator[ThreadPoolExecutor]:
-    """As many batches side by side as there are cores, each computed by one thread; one at a time on a GPU."""
+    """As many batches side by side as there are cores, each computed by one thread; on a GPU two."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     before = torch.get_num_threads()
     if device_type == "cpu":
         torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(cores if device_type == "cpu" else 1,
+        with ThreadPoolExecutor(cores if device_type == "cpu" else 2,
                                 initializer=lambda: torch.set_num_threads(1)) as workers:
             yield workers
     finally:
