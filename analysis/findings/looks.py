@@ -71,11 +71,11 @@ def why_not_deeper(curve: Curve, found: Searched) -> str:
     if not beyond:
         return f"no deeper freeze is a candidate than {Arm('', plan.candidates[-1]).name}"
     depth = min(beyond, key=rank.__getitem__)
-    return f"{Arm('', depth).name} {_against(curve, depth, found.last[depth], plan)}"
+    return f"{Arm('', depth).subject} {_against(curve, depth, found.last[depth], plan)}"
 
 
 def _at_hand(curve: Curve, found: Searched, depth: int) -> str:
-    name, decision = Arm("", depth).name, found.last.get(depth)
+    name, decision = Arm("", depth).subject, found.last.get(depth)
     if decision is None:
         return f"{name} comes next and has not been looked at"
     return (f"{name} is not decided: it {_loses(decision)} after {count(decision.seeds, 'seed')}; "

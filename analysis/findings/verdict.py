@@ -199,7 +199,7 @@ def _why_not(curve: Curve, point: Point, bound: float, confidence: float, margin
     """Why a depth that was tested is not shown safe, and what would decide it."""
     assert point.loss is not None
     most = "at most" if point.loss.estimate >= 0 else "yet may lose up to"
-    text = (f"{point.arm.name} is not shown safe: it {loses(point.loss.estimate)}, "
+    text = (f"{point.arm.subject} is not shown safe: it {loses(point.loss.estimate)}, "
             f"{most} {points(bound)} at the verdict's own level of {100 * confidence:.1f}% per test")
     least = curve.lower(point.loss, confidence)
     if least > margin:
@@ -219,7 +219,7 @@ def kept(curve: Curve, share: float, confidence: float = CONFIDENCE) -> Kept:
     found = _bisected(_candidates(curve), each, lambda point: kept_bound(curve, point, share, each),
                       lambda bound: bound >= 0)
     stopped = "no deeper freeze was tried" if found.obstacle is None else \
-        f"{found.obstacle.arm.name} is not shown to keep {share:.0%}"
+        f"{found.obstacle.arm.subject} is not shown to keep {share:.0%}"
     return Kept(share, confidence, found.freeze_depth, stopped, [test._asdict() for test in found.tested])
 
 

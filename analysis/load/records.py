@@ -97,6 +97,11 @@ class Arm:
             return self.strategy
         return {0: "full fine-tuning", -1: "frozen embeddings"}.get(self.freeze_depth, f"depth {self.freeze_depth}")
 
+    @property
+    def subject(self) -> str:
+        """As that of which a sentence says what it is: "freezing the embeddings is …"."""
+        return "freezing the embeddings" if self.name == "frozen embeddings" else self.name
+
 
 @dataclass(frozen=True)
 class SweepPlan:

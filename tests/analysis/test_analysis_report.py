@@ -282,11 +282,23 @@ def test_what_is_kept_is_small_and_rebuilds_the_report(written, tmp_path):
 def test_records_alone_may_be_kept_and_give_the_same_estimates(written, tmp_path):
     from analysis.archive import keep
 
-    assert keep(written.folder.parent, tmp_path, predictions=False) == 28 and not list(tmp_path.rglob("*.npz"))
+    assert keep(written.folder.parent, tmp_path, predictions="none") == 28 and not list(tmp_path.rglob("*.npz"))
     report = make_report([str(tmp_path)])
     assert report.summary["population"] == "this_test_set"
     assert [point["estimate"] for point in report.summary["curve"]] == pytest.approx(
         [point["estimate"] for point in written.summary["curve"]])
+
+
+def test_of_logits_the_predicted_class_may_be_kept_and_gives_the_same_report(written, tmp_path):
+    from analysis.archive import keep
+
+    assert keep(written.folder.parent, tmp_path, predictions="classes") == 28
+    assert make_report([str(tmp_path)]).summary == written.summary
+    predicted = np.load(next(tmp_path.rglob("predictions.npz")))
+    assert set(np.unique(predicted["test_logits"])) == {0.0, -np.inf} and predicted["test_logits"].dtype == np.float16
+    publish(tmp_path / "tags", sweep_trials(TaggedWorld(40), depths=(0, 2), seeds=(1, 2, 3)))
+    with pytest.raises(ConfigError, match="--predicted_classes = 'token_classification'.*no single class per row"):
+        keep(tmp_path / "tags", tmp_path / "kept", predictions="classes")
 
 
 def test_of_tags_only_the_counts_per_sentence_are_kept(tmp_path):
