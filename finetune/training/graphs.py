@@ -123,7 +123,7 @@ class StepGraphs:
         total = torch.zeros((), device=trainer.accelerator.device, dtype=torch.float64)
         for rows in window:
             inputs, labels = trainer.batch(rows)
-            total += self._added(inputs, labels, torch.tensor(share, dtype=torch.float32))
+            total += self._added(inputs, labels, share)
         if self.refused is None:
             try:
                 if _UPDATE not in self._steps:
@@ -138,7 +138,7 @@ class StepGraphs:
             self._held.clear()
         return total
 
-    def _added(self, inputs: dict[str, Tensor], labels: Tensor, share: Tensor) -> Tensor:
+    def _added(self, inputs: dict[str, Tensor], labels: Tensor, share: float) -> Tensor:
         """A micro-batch's gradients are added to the window's; its summed loss."""
         if self.refused is None:
             try:
@@ -146,10 +146,10 @@ class StepGraphs:
             except Exception as error:
                 self._give_up(error)
             else:
-                recorded.share.copy_(share, non_blocking=True)
+                recorded.share.fill_(share)
                 self._replay(recorded, inputs, labels)
                 return recorded.found
-        made = _Recorded(inputs, labels, share.to(labels.device))
+        made = _Recorded(inputs, labels, _scalar(share, labels))
         self._add(made)
         return made.found
 
@@ -231,10 +231,10 @@ class StepGraphs:
             self._optimizer = trainer.optimizer
         return len(trainer.reached) == len(trainer.phases) and bool(trainer.optimizer.state)
 
-    def _recorded(self, inputs: dict[str, Tensor], labels: Tensor, share: Tensor | None = None) -> _Recorded:
+    def _recorded(self, inputs: dict[str, Tensor], labels: Tensor, share: float | None = None) -> _Recorded:
         key = (share is not None, *self._key(inputs, self.trainer.train))
         if key not in self._steps:
-            where = None if share is None else share.to(labels.device, copy=True)
+            where = None if share is None else _scalar(share, labels)
             self._steps[key] = self._made(_Recorded(_copies(inputs), labels.clone(), where), self._backward,
                                           self._whole if share is None else self._add)
         return self._steps[key]
@@ -362,6 +362,10 @@ def make_recordable(optimizer: torch.optim.Optimizer, device: torch.device) -> N
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(float(group["lr"]), dtype=torch.float32, device=device)
         group["capturable"] = device.type == "cuda"
+
+
+def _scalar(value: float, beside: Tensor) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32, device=beside.device)
 
 
 def _copies(values: dict[str, Tensor]) -> dict[str, Tensor]:
