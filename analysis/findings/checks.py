@@ -161,10 +161,19 @@ def measuring(curve: Curve) -> Iterator[str]:
     yield from curve.notes
 
 
+def planned_margins(curve: Curve) -> list[float]:
+    """What the trials that testify were run with, ascending: of a confirmed sweep those on fresh seeds, since a margin
+    that was named before them was named unseen; else all of them."""
+    protocol = curve.protocol
+    trials = [t for p in curve.points for t in p.trials] if protocol.confirmed else protocol.group.trials
+    return distinct(t.record.config.get("margin") for t in trials)
+
+
 def margin_changed(curve: Curve, margins: Sequence[float]) -> Iterator[str]:
-    planned = distinct(t.record.config.get("margin") for t in curve.protocol.group.trials)
+    planned = planned_margins(curve)
     if len(planned) > 1:
-        yield f"the trials were run with different margins ({', '.join(f'{m:g}' for m in planned)})"
+        yield (f"the trials were run with different margins ({', '.join(f'{m:g}' for m in planned)}); the smallest "
+               "counts")
     if planned and (later := [margin for margin in margins if margin not in planned]):
         yield (f"margin {', '.join(f'{m:g}' for m in later)} was chosen after the run (the sweep says "
                f"{', '.join(f'{m:g}' for m in planned)}): a verdict at it is exploratory")

@@ -103,7 +103,7 @@ def own_margin(curves: Sequence[Curve]) -> float:
     """The margin that the sweep fixed before it ran."""
     if curves[0].looks is not None:
         return curves[0].looks.margin
-    return float(curves[0].protocol.group.first.record.config.get("margin", 0.01))
+    return float(next(iter(checks.planned_margins(curves[0])), 0.01))
 
 
 def default_folder(sources: Sequence[str], curves: Sequence[Curve]) -> Path:

@@ -254,6 +254,26 @@ def test_a_metric_that_the_records_do_not_have_is_refused(tmp_path, capsys):
     assert "allowed: " in capsys.readouterr().err
 
 
+def test_the_margin_is_that_of_the_trials_that_testify(tmp_path):
+    """One that was named between tuning and confirming was named before anybody saw a fresh seed."""
+    world = World(rows=60)
+    tuning = [make_trial(world, freeze_depth=d, learning_rate=rate, seed=s, skill=1.5, margin=0.01, phase="tune")
+              for d in (0, 2) for rate in (2e-5, 5e-5) for s in (1, 2)]
+    fresh = [make_trial(world, freeze_depth=d, learning_rate=rate, seed=s, skill=1.5, margin=margin, phase="confirm")
+             for d, rate in ((0, 5e-5), (2, 5e-5)) for s, margin in ((11, 0.05), (12, 0.05), (13, 0.05))]
+    publish(tmp_path / "a", tuning + fresh)
+    summary = make_report([str(tmp_path / "a")]).summary
+    assert summary["deepest_safe_freeze"][0]["margin"] == 0.05
+    assert "margin" not in {warning["kind"] for warning in summary["warnings"]}
+    later = [make_trial(world, freeze_depth=d, learning_rate=5e-5, seed=14, skill=1.5, margin=0.2, phase="confirm")
+             for d in (0, 2)]
+    publish(tmp_path / "a", later)
+    summary = make_report([str(tmp_path / "a")]).summary
+    told = [warning["text"] for warning in summary["warnings"] if warning["kind"] == "margin"]
+    assert summary["deepest_safe_freeze"][0]["margin"] == 0.05
+    assert told == ["the trials were run with different margins (0.05, 0.2); the smallest counts"]
+
+
 def test_nothing_complete_says_so(tmp_path):
     publish(tmp_path, [make_trial(World(rows=20), state="failed")])
     with pytest.raises(ConfigError, match="no complete trial among 1 records"):
