@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from analysis.figures.svg import standalone
+from analysis.findings.checks_tuning import LEARNING_RATES
 from analysis.report.report import make_report
 from analysis.strategies import markdown, strategy_rows
 from finetune.results import RecordStore
@@ -16,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 
 
-@pytest.mark.parametrize(("name", "count", "predicted"), [("rotten_tomatoes", 140, 80), ("null-a", 30, 30),
+@pytest.mark.parametrize(("name", "count", "predicted"), [("banking77", 79, 40),
+                                                          ("rotten_tomatoes", 140, 80), ("null-a", 30, 30),
                                                           ("null-b", 30, 30), ("strategies_mini", 54, 28),
                                                           ("rotten_tomatoes_adaptive", 62, 35),
                                                           ("entities_mini", 21, 21),
@@ -33,22 +35,62 @@ def test_kept_records_are_intact(name, count, predicted):
 
 
 @pytest.fixture(scope="module")
-def kept():
+def flagship():
+    return make_report([str(RESULTS / "banking77")])
+
+
+@pytest.fixture(scope="module")
+def reviews():
     return make_report([str(RESULTS / "rotten_tomatoes")])
 
 
-def test_the_readme_says_what_the_report_of_the_kept_sweep_says(kept):
-    said = " ".join([kept.summary["headline"], *kept.summary["details"]])
-    quoted = " ".join(re.findall(r"^> (.*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
-    assert quoted == said
-    drawn = next(standalone(figure.svg, figure.title) for figure in kept.figures if figure.name == "curve")
-    shown = (ROOT / "docs" / "rotten_tomatoes.svg").read_text(encoding="utf-8")
+def assert_drawn(report, name, picture):
+    drawn = next(standalone(figure.svg, figure.title) for figure in report.figures if figure.name == name)
+    shown = (ROOT / "docs" / picture).read_text(encoding="utf-8")
     assert re.findall(r"<title>(.*?)</title>", drawn) == re.findall(r"<title>(.*?)</title>", shown)
 
 
-def test_the_adaptive_sweep_names_the_depth_that_the_grid_names(kept):
+def test_the_readme_says_what_the_report_of_the_kept_sweep_says(flagship):
+    said = " ".join([flagship.summary["headline"], *flagship.summary["details"]])
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert " ".join(re.findall(r"^> (.*)$", readme, re.MULTILINE)) == said
+    assert f"{flagship.summary['n_examples']:,} test rows" in readme.replace("\n", " ")
+    assert f"{flagship.summary['train_size']:,} questions" in readme and "(docs/banking77.svg)" in readme
+    assert_drawn(flagship, "curve", "banking77.svg")
+
+
+def test_the_flagship_raises_no_warning_at_its_reference_and_its_named_depth(flagship):
+    named = flagship.summary["deepest_safe_freeze"][0]["freeze_depth"]
+    assert named == 5 and len(flagship.summary["curve"][0]["values"]) == 10
+    for warning in flagship.summary["warnings"]:
+        assert warning["kind"] == "inert-knob" and "at depth 6:" in warning["text"], warning
+    for knob in LEARNING_RATES:
+        assert len({trial.record.config[knob] for trial in flagship.loaded.trials}) >= 3, knob
+    assert flagship.summary["train_size"] >= 1000
+
+
+def test_the_table_of_the_flagship_is_of_the_kept_sweep(flagship):
+    assert table_in(section_on("banking77")) == [
+        [str(point["freeze_depth"]), f"{100 * point['estimate']:.1f}",
+         f"{100 * point['low']:.1f} to {100 * point['high']:.1f}",
+         *("" if point[name] is None else f"{100 * point[name]:.1f}" for name in ("loss", "loss_at_most")),
+         *("" if point[name] is None else f"{point[name]:g}" for name in ("learning_rate", "head_learning_rate")),
+         f"{point['train_seconds']:.1f}"] for point in flagship.summary["curve"]]
+    at_one_point = make_report([str(RESULTS / "banking77")], margins=[0.01]).summary["deepest_safe_freeze"][0]
+    assert at_one_point["freeze_depth"] is None
+
+
+def test_the_reviews_are_drawn_as_their_report_draws_them(reviews):
+    assert_drawn(reviews, "curve", "rotten_tomatoes.svg")
+    safe, section = reviews.summary["deepest_safe_freeze"][0], section_on("rotten_tomatoes: ")
+    three = next(point for point in reviews.summary["curve"] if point["freeze_depth"] == safe["freeze_depth"])
+    assert safe["freeze_depth"] == 3 and (f"{100 * three['loss']:.1f} points are lost, at most "
+                                          f"{100 * three['loss_at_most']:.1f} (") in section
+
+
+def test_the_adaptive_sweep_names_the_depth_that_the_grid_names(reviews):
     grid, adaptive = (report.summary["deepest_safe_freeze"][0]
-                      for report in (kept, make_report([str(RESULTS / "rotten_tomatoes_adaptive")])))
+                      for report in (reviews, make_report([str(RESULTS / "rotten_tomatoes_adaptive")])))
     assert grid["freeze_depth"] == adaptive["freeze_depth"] == 3
     assert [(test["freeze_depth"], test["safe"]) for test in adaptive["tested"]] == [(3, True), (5, False), (4, False)]
 
@@ -71,9 +113,7 @@ def test_what_is_said_of_several_tasks_is_what_their_report_says():
         [f"{100 * level['share']:.0f}%", *(f"{100 * level['losses'][name]:.1f}" for name in sorted(level["losses"])),
          f"{100 * level['mean']:.1f}", f"{100 * level['low']:.1f} to {100 * level['high']:.1f}",
          f"{level['safe']} of {level['judged']}"] for level in levels]
-    drawn = next(standalone(figure.svg, figure.title) for figure in report.figures if figure.name == "across-tasks")
-    shown = (ROOT / "docs" / "tasks.svg").read_text(encoding="utf-8")
-    assert re.findall(r"<title>(.*?)</title>", drawn) == re.findall(r"<title>(.*?)</title>", shown)
+    assert_drawn(report, "across-tasks", "tasks.svg")
 
 
 def test_the_table_of_entities_is_of_the_kept_sweep():
