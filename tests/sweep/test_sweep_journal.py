@@ -121,6 +121,23 @@ def test_a_dead_process_s_lock_is_free_at_once(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.fault("sweep", "journal: killed between renaming a lock and removing it", "removed when it is opened next")
+def test_a_lock_that_a_killed_process_had_renamed_is_removed(tmp_path):
+    dead = tmp_path / "study.journal.lock"
+    program = ("import os; from pathlib import Path; from finetune.sweep.storages.journal_file import OwnedLock; "
+               f"OwnedLock(Path({str(dead)!r}), 1000).acquire(); os._exit(0)")
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ,
+                                                                     "PYTHONPATH": os.pathsep.join(sys.path)})
+    for name in ("study.journal.lock.0a1b", "study.journal.2f.lock.0a1b"):
+        os.symlink(os.readlink(dead), tmp_path / name)
+    ours = OwnedLock(tmp_path / "study.journal.lock.ours", 1000)
+    assert ours.acquire()
+    (tmp_path / "study.journal.note.lock.txt").write_text("somebody's own")
+    open_search(tmp_path / "study.journal")
+    assert sorted(path.name for path in tmp_path.glob("*lock*")) == ["study.journal.lock.ours",
+                                                                     "study.journal.note.lock.txt"]
+
+
 def test_a_frozen_holder_blocks_for_the_grace_and_keeps_its_hands_off_afterwards(tmp_path):
     path = tmp_path / "a.lock"
     program = textwrap.dedent(f"""

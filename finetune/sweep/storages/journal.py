@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from finetune.errors import ConfigError, Problem
 from finetune.sweep.storages.base import StudyStorage, environment_problem
-from finetune.sweep.storages.journal_file import JournalFile, OwnedLock, is_journal
+from finetune.sweep.storages.journal_file import JournalFile, OwnedLock, is_journal, remove_left_aside
 
 _WILL_NOT_HEAL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
@@ -46,6 +46,7 @@ class JournalStudy(StudyStorage):
             raise ConfigError([Problem("--storage", self.where, f"a folder; allowed: a file, e.g. "
                                        f"journal:{self.path / 'study.journal'}")])
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        remove_left_aside(self.path)
         if self.path.exists() and not is_journal(self.path):
             raise ConfigError([Problem("--storage", self.where, "the file exists and is no journal of Optuna's; "
                                        "allowed: a journal, or a name that is free")])

@@ -7,6 +7,7 @@ a torn line, and every reader skips what is no log entry, so that all of them se
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import random
@@ -75,6 +76,14 @@ class OwnedLock(BaseJournalFileLock):
                 with suppress(FileExistsError):
                     os.link(aside, self.path, follow_symlinks=False)
             os.unlink(aside)
+
+
+def remove_left_aside(path: Path) -> None:
+    """Locks beside a journal that a process of this machine had renamed when it was killed; they hold nobody up."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*lock.*"):
+        with suppress(OSError):  # no link, or gone by now
+            if _is_dead(os.readlink(left)):
+                left.unlink()
 
 
 def _here() -> str:
