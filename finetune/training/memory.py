@@ -9,11 +9,16 @@ import sys
 
 import torch
 
+# As PyTorch's allocator says it on a CPU, and as oneDNN does when it cannot place the kernel that it has compiled (what
+# it has no kernel for fails earlier, at a "primitive descriptor").
+_NO_MEMORY_ON_CPU = re.compile(r"DefaultCPUAllocator: can't allocate memory|could not create a (primitive|memory)"
+                               r"(?! descriptor)")
+
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """On an accelerator it has a type of its own; the CPU's allocator raises a plain RuntimeError."""
+    """On an accelerator it has a type of its own; on a CPU it is a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error))
+        isinstance(error, RuntimeError) and _NO_MEMORY_ON_CPU.search(str(error)) is not None)
 
 
 def asked_for(error: BaseException) -> str:

@@ -8,6 +8,8 @@ import killing
 import pytest
 import torch
 
+from finetune.training.memory import is_out_of_memory
+
 # An address-space limit bounds the CPU's allocator; and a fork can not use CUDA.
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="about a CPU's memory, and trials go to the GPU here")
 MIB = 2**20
@@ -20,6 +22,15 @@ def knobs(tmp_path_factory):
     model = save_tiny_bert(tmp_path_factory.mktemp("wide"), layers=2, width=256)
     return {"model_name_or_path": str(model), "train_size": 256, "evaluation_size": 8, "num_train_epochs": 1,
             "per_device_train_batch_size": 128, "freeze_depth": 0, "prefix_cache": False, "head_dropout": 0.0}
+
+
+@pytest.mark.parametrize(("error", "expected"), [
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+    (RuntimeError("could not create a primitive"), True), (MemoryError(), True),
+    (RuntimeError("could not create a primitive descriptor for the matmul primitive"), False),
+    (ValueError("could not create a primitive"), False)], ids=str)
+def test_what_a_cpu_says_when_memory_runs_out_is_known(error, expected):
+    assert is_out_of_memory(error) is expected
 
 
 @pytest.mark.fault("memory", "a training step runs out of memory",
