@@ -284,8 +284,7 @@ class StepGraphs:
 
     def _whole(self, made: _Recorded) -> None:
         self._backward(made)
-        clip_gradients(self.trainer.optimizer, self.trainer.config.max_grad_norm)
-        self.trainer.optimizer.step()
+        self._clip_and_step()
 
     def _add(self, made: _Recorded) -> None:
         self._take_up()
@@ -293,6 +292,9 @@ class StepGraphs:
 
     def _update(self) -> None:
         self._take_up()
+        self._clip_and_step()
+
+    def _clip_and_step(self) -> None:
         clip_gradients(self.trainer.optimizer, self.trainer.config.max_grad_norm)
         self.trainer.optimizer.step()
 
