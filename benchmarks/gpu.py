@@ -122,7 +122,7 @@ def sweep(bench: Bench, name: str, values: dict[str, list], *, workers: int | No
                *(["--workers", str(workers)] if workers else [])]
     if without:
         command = [str(HERE / "sweep_without.py"), str(folder / "sweep.yaml"), str(folder / "out"), "gpu_parts_off"]
-    began = time.monotonic()
+    began, started = time.monotonic(), time.time()
     process = bench.run(command, BENCH_WITHOUT=without)
     try:
         _, errors = process.communicate(timeout=max(10.0, bench.left()))
@@ -132,8 +132,18 @@ def sweep(bench: Bench, name: str, values: dict[str, list], *, workers: int | No
     seconds = time.monotonic() - began
     if process.returncode:
         bench.say("the sweep ended with", process.returncode, errors[-1500:])
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("out/trials/*/record.json"))]
-    return {"seconds": round(seconds, 2), "exit": process.returncode, **summary(records)}
+    paths = sorted(folder.glob("out/trials/*/record.json"), key=lambda path: path.stat().st_mtime)
+    ends = [path.stat().st_mtime - started for path in paths]
+    return {"seconds": round(seconds, 2), "exit": process.returncode, **start_and_margin(ends),
+            **summary([json.loads(path.read_text()) for path in paths])}
+
+
+def start_and_margin(ends: list[float]) -> dict[str, float | None]:
+    """Of a sweep whose trials ended so many seconds after its start: when the first did, and what one more costs, told
+    by the last three quarters of them."""
+    quarter = len(ends) // 4
+    more = (ends[-1] - ends[quarter]) / (len(ends) - 1 - quarter) if len(ends) > 4 else None
+    return {"first_trial": round(ends[0], 2) if ends else None, "marginal_trial": more and round(more, 4)}
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -246,7 +256,7 @@ def compared(bench: Bench, name: str) -> None:
         repeats *= len(found) if knob != "freeze_depth" else 1
     theirs = sum(repeats * baseline(bench, depth)["best"] for depth in values["freeze_depth"] if bench.left() > 5)
     bench.keep(name, {**ours, "baseline_seconds": round(theirs, 1), "ratio": round(theirs / ours["seconds"], 2),
-                      "target": target, "marginal_trial": round(ours["seconds"] / max(1, ours["trials"]), 3)})
+                      "target": target})
 
 
 def steady(bench: Bench) -> None:

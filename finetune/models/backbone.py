@@ -105,7 +105,8 @@ class Backbone:
         """Where on a device the bytes lie that all models of this process share."""
         if device.type == "cpu":
             return {parameter.data_ptr() for parameter in self.parameters.values()}
-        return {tensor.data_ptr() for (_, where), tensor in self._on_devices.items() if where == device}
+        # Addresses are unique among all cards of a process, and "cuda" and "cuda:0" are one card by two names.
+        return {tensor.data_ptr() for tensor in self._on_devices.values() if tensor.device.type == device.type}
 
 
 def load_backbone(config: TrialConfig) -> Backbone:

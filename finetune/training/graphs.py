@@ -3,10 +3,9 @@
 A step of BERT-base at 32 short rows is 30 ms of launches for 6 ms of work; a replay launches once. Graphs are made per
 plan, shape of a batch and boundary. Inputs are copied into tensors that stay where they are; learning rates are tensors
 on the device; dropout goes on with the device's generator, which a graph advances as the same kernels do by themselves.
-The forward passes of an evaluation and ragged last batches are recorded likewise in trials of many epochs.
-
-Of a window of several micro-batches each adds its gradients to tensors that stay where they are; the update is recorded
-by itself.
+In bf16 whole steps compute with copies of the weights (master_weights.py). Evaluation passes and ragged last batches
+are recorded in trials of many epochs. Of a window of several micro-batches each adds its gradients to tensors that stay
+where they are; the update is recorded by itself.
 
 `recorders.EagerTwin` runs what it was given: on a CPU it shows that everything but the recording itself leaves the
 numbers as they are. Whatever cannot be recorded is computed as ever, after one sentence.
@@ -14,8 +13,8 @@ numbers as they are. Whatever cannot be recorded is computed as ever, after one 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -27,8 +26,9 @@ from torch import Tensor, nn
 from finetune.data.encoding.batches import Collator
 from finetune.data.encoding.words import IGNORED
 from finetune.data.task_data import TAGGED
+from finetune.training.master_weights import LowPrecisionCopies, autocast_dtype, copies_for, same_loss
 from finetune.training.memory import is_out_of_memory
-from finetune.training.random_state import random_states, set_random_states
+from finetune.training.random_state import draws_undone
 from finetune.training.recorders import CudaRecorder, Recorder
 
 WORTH_STEPS = 20  # auto: a trial of fewer steps is over before recording has paid
@@ -86,6 +86,8 @@ class StepGraphs:
     _steps: dict[tuple, _Recorded] = field(default_factory=dict)
     _passes: dict[tuple, _Recorded] = field(default_factory=dict)
     _held: dict[nn.Parameter, Tensor] = field(default_factory=dict)  # gradients that micro-batches add to
+    _copies: LowPrecisionCopies | None = None  # of the weights that whole steps train
+    _copies_tried: bool = False  # they wait for the first recording
     _optimizer: torch.optim.Optimizer | None = None
     _of_another: bool = False  # recorded for the trial before, whose tensors this one has taken over
 
@@ -150,8 +152,7 @@ class StepGraphs:
                 self._replay(recorded, inputs, labels)
                 return recorded.found
         made = _Recorded(inputs, labels, _scalar(share, labels))
-        self._add(made)
-        return made.found
+        return self._add(made)
 
     @staticmethod
     def _replay(recorded: _Recorded, inputs: dict[str, Tensor], labels: Tensor) -> None:
@@ -209,10 +210,15 @@ class StepGraphs:
 
     def forget(self) -> None:
         """From here on nothing that was recorded is used."""
-        self._steps.clear()
+        self._let_go()
         self._passes.clear()
-        self._held.clear()
         self._optimizer, self._of_another = None, False
+
+    def _let_go(self) -> None:
+        """Of the steps that one optimizer takes."""
+        self._steps.clear()
+        self._held.clear()
+        self._copies, self._copies_tried = None, False
 
     def close(self) -> None:
         """Let go of what was recorded: its memory on the device is no other trial's until then."""
@@ -226,8 +232,7 @@ class StepGraphs:
     def _may(self) -> bool:
         trainer = self.trainer
         if trainer.optimizer is not self._optimizer:  # another plan: what was recorded trains something else
-            self._steps.clear()
-            self._held.clear()
+            self._let_go()
             self._optimizer = trainer.optimizer
         return len(trainer.reached) == len(trainer.phases) and bool(trainer.optimizer.state)
 
@@ -235,7 +240,8 @@ class StepGraphs:
         key = (share is not None, *self._key(inputs, self.trainer.train))
         if key not in self._steps:
             where = None if share is None else _scalar(share, labels)
-            self._steps[key] = self._made(_Recorded(_copies(inputs), labels.clone(), where), self._backward,
+            self._steps[key] = self._made(_Recorded(_copies(inputs), labels.clone(), where),
+                                          self._try if share is None else self._backward,
                                           self._whole if share is None else self._add)
         return self._steps[key]
 
@@ -243,11 +249,11 @@ class StepGraphs:
         return (self.trainer.starts_at(split), *((name, tuple(value.shape), value.dtype)
                                                  for name, value in sorted(inputs.items())))
 
-    def _made(self, made: _Recorded, aside: Callable[[_Recorded], None],
-              whole: Callable[[_Recorded], None]) -> _Recorded:
+    def _made(self, made: _Recorded, aside: Callable[[_Recorded], Any],
+              whole: Callable[[_Recorded], Any]) -> _Recorded:
         """`whole` recorded, after `aside` has run once; nothing that is the trainer's has changed."""
         self._no_gradients()
-        with _same_randomness_afterwards(made.inputs) as drawn:
+        with draws_undone(next(iter(made.inputs.values())).device) as drawn:
             self.recorder.aside(lambda: aside(made))
         if drawn.on_host:
             raise RuntimeError("it draws random numbers on the host")
@@ -272,23 +278,37 @@ class StepGraphs:
     def _forward(self, split: Collator, made: _Recorded) -> None:
         made.found = self.trainer.logits_from(made.inputs, split)
 
-    def _backward(self, made: _Recorded) -> None:
+    def _backward(self, made: _Recorded) -> Tensor:
         loss = self.trainer.loss_from(made.inputs, made.labels).sum()
         share = 1 / self._counted(made.labels) if made.share is None else made.share
         self.trainer.accelerator.backward(loss * self.trainer.classifier.head.loss_scale * share)
         made.found = loss.detach().double()
+        return made.found
 
     def _counted(self, labels: Tensor) -> int | Tensor:
         """What the loss is a mean over: rows, or words."""
         return len(labels) if self.trainer.task != TAGGED else (labels != IGNORED).sum().clamp(min=1)
 
+    def _try(self, made: _Recorded) -> None:
+        """A step's passes, aside; before the first ones, whether copies of the weights leave its digits alone."""
+        if not self._copies_tried:
+            self._copies_tried, trainer = True, self.trainer
+            copies = copies_for(trainer.classifier, trainer.optimizer, autocast_dtype(trainer.accelerator))
+            if copies is not None and same_loss(copies, partial(self._backward, made), self._no_gradients):
+                self._copies = copies
+        self._on_copies(made)
+
+    def _on_copies(self, made: _Recorded) -> None:
+        with nullcontext() if self._copies is None else self._copies.in_place():
+            self._backward(made)
+
     def _whole(self, made: _Recorded) -> None:
-        self._backward(made)
+        self._on_copies(made)
         self._clip_and_step()
 
-    def _add(self, made: _Recorded) -> None:
+    def _add(self, made: _Recorded) -> Tensor:
         self._take_up()
-        self._backward(made)
+        return self._backward(made)
 
     def _update(self) -> None:
         self._take_up()
@@ -377,20 +397,3 @@ def _copies(values: dict[str, Tensor]) -> dict[str, Tensor]:
 def _copy(values: dict[str, Tensor], places: dict[str, Tensor]) -> None:
     for name, value in values.items():
         places[name].copy_(value, non_blocking=True)
-
-
-@dataclass
-class _Drawn:
-    on_host: bool = False
-
-
-@contextlib.contextmanager
-def _same_randomness_afterwards(inputs: dict[str, Tensor]) -> Iterator[_Drawn]:
-    """Put every generator back, and say whether one of the host's was used while the batch lay on a GPU."""
-    device, before, drawn = next(iter(inputs.values())).device, random_states(), _Drawn()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield drawn
-        after = random_states()
-    on_host = ("torch", "python", "numpy") if device.type == "cuda" else ("python", "numpy")
-    drawn.on_host = any(not torch.equal(before[name], after[name]) for name in on_host)
-    set_random_states(before)

@@ -203,11 +203,18 @@ class HeadStack:
         set_generator_state(self.device, self._streams[slot])
         ones = [torch.ones(self.common.batch, linear.in_features, dtype=dtype, device=self.device)
                 for linear, dtype in zip(member.head.linears, self._input_dtypes, strict=True)]
-        for index, step in enumerate(steps):
+        kept: list[list[Tensor]] = [[] for _ in ones]
+        for step in steps:
             rows = min(self.common.batch, self.common.rows - step * self.common.batch)
-            for mask, one in zip(drawn, ones, strict=True):
-                place = mask[index, slot, :rows, :one.shape[1]]
-                torch.ne(dropout(one[:rows], member.dropout), 0, out=place)
+            for found, one in zip(kept, ones, strict=True):
+                found.append(_kept_by_dropout(one[:rows], member.dropout))
+        for mask, found in zip(drawn, kept, strict=True):
+            rows, size = found[-1].shape
+            if rows < self.common.batch:  # the last batch of an epoch
+                last = found.pop()
+                mask[len(found), slot, :rows, :size] = last
+            if found:
+                mask[:len(found), slot, :, :size] = torch.stack(found)
         self._streams[slot] = generator_state(self.device)
 
     @property
@@ -345,3 +352,8 @@ class HeadStack:
     @property
     def _loss_scale(self) -> float:
         return 1 / self.common.units[1] ** 2
+
+
+def _kept_by_dropout(ones: Tensor, share: float) -> Tensor:
+    """Which of `ones` dropout leaves; on a GPU its own kernel says so (PyTorch's fused one), without a comparison."""
+    return torch.native_dropout(ones, share, True)[1] if ones.is_cuda else dropout(ones, share) != 0

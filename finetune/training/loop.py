@@ -335,7 +335,7 @@ class Trainer:
 
     def batch(self, rows: np.ndarray) -> tuple[dict[str, Tensor], Tensor]:
         """What the model reads of some training rows, and their labels, on the device."""
-        return self._inputs(self.train, rows), self.train.labels(rows).to(self.accelerator.device)
+        return self._inputs(self.train, rows), self.train.labels(rows).to(self.accelerator.device, non_blocking=True)
 
     def loss_from(self, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
         """Per-example loss of a batch."""

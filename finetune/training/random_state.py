@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,18 +38,24 @@ def set_random_states(states: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
-    """Dropout knows only the global generators: seeded here, and put back as they were afterwards."""
+def same_randomness_afterwards() -> Iterator[None]:
+    """Put every global generator back as it was."""
     before = random_states()
     try:
-        with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
-            own = stream_seed(seed, "dropout")
-            torch.manual_seed(own)
-            random.seed(own)
-            np.random.seed(own % 2**32)
-            yield
+        yield
     finally:
         set_random_states(before)
+
+
+@contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Dropout knows only the global generators: seeded here, and put back as they were afterwards."""
+    with same_randomness_afterwards(), torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
+        own = stream_seed(seed, "dropout")
+        torch.manual_seed(own)
+        random.seed(own)
+        np.random.seed(own % 2**32)
+        yield
 
 
 def generator_state(device: torch.device) -> Tensor:
@@ -70,3 +77,20 @@ def same_generator_afterwards(device: torch.device) -> Iterator[None]:
         yield
     finally:
         set_generator_state(device, before)
+
+
+@dataclass
+class Drawn:
+    on_host: bool = False
+
+
+@contextmanager
+def draws_undone(device: torch.device) -> Iterator[Drawn]:
+    """Put every generator back, and say whether one of the host's was used while the batch lay on a GPU."""
+    before, drawn = random_states(), Drawn()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield drawn
+        after = random_states()
+    on_host = ("torch", "python", "numpy") if device.type == "cuda" else ("python", "numpy")
+    drawn.on_host = any(not torch.equal(before[name], after[name]) for name in on_host)
+    set_random_states(before)

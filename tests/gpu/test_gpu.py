@@ -10,6 +10,8 @@ from accelerate.state import AcceleratorState, PartialState
 from finetune.config import TrialConfig
 from finetune.prefix import served
 from finetune.prefix.resident import residents
+from finetune.saving import write
+from finetune.training import graphs
 from finetune.trial import head_stacks, idle, run_trial
 
 GPU = torch.cuda.is_available()
@@ -185,3 +187,30 @@ def test_heads_train_as_a_stack_whoever_trains_beside_them(trial, tiny_bert_dir)
     head_stacks.configure([])
     assert among.record.weights == alone.record.weights
     assert np.array_equal(among.predictions["test_logits"], alone.predictions["test_logits"])
+
+
+def test_frozen_layers_are_not_fetched_to_see_whether_they_changed(trial, tmp_path, monkeypatch):
+    """They lie on the card once, for all trials of a process: where they lie says that they are as loaded."""
+    fetched, fetch = [], write._plain
+    monkeypatch.setattr(write, "_plain", lambda tensor: fetched.append(tensor) or fetch(tensor))
+    for depth in (LAYERS, 2):
+        fetched.clear()
+        kept = trial(freeze_depth=depth, output_dir=str(tmp_path / str(depth))).record.model
+        assert kept["tensors"] == len(fetched) > 0
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_recorded_steps_in_bf16_have_the_digits_of_autocast(trial, monkeypatch, depth):
+    """With copies of the weights (master_weights.py), and without them."""
+    knobs = {"mixed_precision": "bf16", "cuda_graphs": "true", "freeze_depth": depth, "num_train_epochs": 3}
+    used, original = [], graphs.same_loss
+    monkeypatch.setattr(graphs, "same_loss", lambda *given: used.append(original(*given)) or used[-1])
+    found = trial(**knobs)
+    idle.forget_idle()
+    monkeypatch.setattr(graphs, "same_loss", lambda *_: False)
+    expected = trial(**knobs)
+    idle.forget_idle()
+    assert used == [True]
+    assert [entry["train"]["loss"] for entry in found.record.history] == [
+        entry["train"]["loss"] for entry in expected.record.history]
+    assert_near(found, expected, 0)

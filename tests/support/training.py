@@ -48,7 +48,8 @@ def trainer_for(model: nn.Module, stack: LayerStack | None = None, *, count: int
         checkpoint_layers(model)
     if AcceleratorState._shared_state:  # Accelerate would go on with the precision of another test's trial
         AcceleratorState._reset_state(reset_partial_state=True)  # and with its device
-    return Trainer(config, Accelerator(cpu=True), classifier, stack.bind(classifier), strategy,
+    accelerator = Accelerator(cpu=True, mixed_precision=config.mixed_precision)
+    return Trainer(config, accelerator, classifier, stack.bind(classifier), strategy,
                    rows(count, vocabulary), "classification")
 
 

@@ -79,9 +79,12 @@ def test_micro_batches_are_added_up_as_in_eager_training(knobs, count, steps):
     replayed, trainer, said = losses(EagerTwin(), count=count, **knobs)
     assert trainer.graphs.refused is None and not said
     assert len(eager) == steps and trainer.graphs.replays == steps - len(trainer.phases)
+    bf16 = knobs.get("mixed_precision") == "bf16"
     np.testing.assert_allclose(replayed, eager, rtol=1e-5, atol=1e-5)
+    # AdamW makes a whole step of a gradient that is rounding alone (a key's bias): in bf16 there are many.
+    atol = 2 * 1e-3 * steps if bf16 else 1e-5
     for (name, ours), theirs in zip(trainer.classifier.named_parameters(), plain.classifier.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=atol, msg=name)
 
 
 @pytest.mark.parametrize("nth", range(1, 6))
@@ -188,12 +191,11 @@ def test_what_cannot_be_recorded_is_computed_with_one_sentence(error, reason):
 
 
 def test_a_model_that_draws_on_the_host_is_seen():
-    values = {"input_ids": torch.zeros(1)}
-    with graphs._same_randomness_afterwards(values) as drawn:
+    with graphs.draws_undone(torch.device("cpu")) as drawn:
         before = np.random.get_state()[1].copy()
         np.random.rand()
     assert drawn.on_host and (np.random.get_state()[1] == before).all()
-    with graphs._same_randomness_afterwards(values) as drawn:
+    with graphs.draws_undone(torch.device("cpu")) as drawn:
         torch.rand(3)
     assert not drawn.on_host, "on a CPU that is the device's own generator"
 
