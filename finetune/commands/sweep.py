@@ -32,6 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="where records, logs and the study are written; default: runs/<the file's name>")
     parser.add_argument("--workers", default="auto", metavar="N|auto",
                         help="processes that train; auto: up to four per GPU, or what cores and memory carry (default)")
+    parser.add_argument("--mps", default="auto", metavar="auto|off",
+                        help="auto: where workers share a GPU, their kernels run at the same time (CUDA's MPS), with a "
+                             "control daemon of the sweep's own if nobody runs one (default); off: in turns")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
                         help="fix a knob for the whole sweep, or replace its values with a list (repeatable); YAML")
     parser.add_argument("--dry_run", action="store_true",
@@ -150,6 +153,9 @@ def options_from(given: Mapping[str, Any], spec: SweepSpec, name: str, *, dashes
     workers = None if given["workers"] == "auto" else _count(str(given["workers"]))
     if workers == 0:
         problems.append(Problem(f"{dashes}workers", given["workers"], "allowed: auto, or an integer >= 1"))
+    mps = given.get("mps", "auto")
+    if mps not in ("auto", "off"):
+        problems.append(Problem(f"{dashes}mps", mps, "allowed: auto | off"))
     budget = None
     if given["prefix_budget"] is not None:
         try:
@@ -163,7 +169,7 @@ def options_from(given: Mapping[str, Any], spec: SweepSpec, name: str, *, dashes
                    *(["max_seeds"] if given.get("max_seeds") is not None else []))
     return SweepOptions(output_dir=given["output_dir"] or _default_output_dir(spec, name), workers=workers,
                         storage=check_url(given["storage"]) if given["storage"] else None, prefix_budget=budget,
-                        **{option: given[option] for option in as_they_are if option in given})
+                        mps=mps == "auto", **{option: given[option] for option in as_they_are if option in given})
 
 
 def _count(text: str) -> int:

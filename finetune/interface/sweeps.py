@@ -49,8 +49,9 @@ class SweepResult:
 def run_sweep(sweep: str | PathLike[str] | Mapping[str, Any], *, set: Mapping[str, Any] | None = None,
               output_dir: str | PathLike[str] | None = None, name: str | None = None, workers: int | None = None,
               confirm: int = 0, search_seed: int = 0, retries: int = 2, trial_timeout: float | None = None,
-              storage: str | None = None, prefix_budget: str | None = None, adaptive: bool = False,
-              max_seeds: int | None = None, margin: float | None = None, progress: bool = True) -> SweepResult:
+              storage: str | None = None, prefix_budget: str | None = None, mps: str = "auto",
+              adaptive: bool = False, max_seeds: int | None = None, margin: float | None = None,
+              progress: bool = True) -> SweepResult:
     """Run all trials of a sweep that are not on disk yet: what `finetune sweep` does, with its options.
 
     `sweep` is a YAML file, the name of one that comes with the package, or a dict in W&B's form. `set` fixes a knob for
@@ -84,8 +85,8 @@ def run_sweep(sweep: str | PathLike[str] | Mapping[str, Any], *, set: Mapping[st
     options = options_from({
         "output_dir": None if output_dir is None else as_path("output_dir", output_dir), "confirm": confirm,
         "retries": retries, "workers": "auto" if workers is None else workers, "search_seed": search_seed,
-        "trial_timeout": trial_timeout, "storage": storage, "prefix_budget": prefix_budget, "adaptive": adaptive,
-        "max_seeds": max_seeds, "margin": margin, "from_python": True}, spec, folder)
+        "trial_timeout": trial_timeout, "storage": storage, "prefix_budget": prefix_budget, "mps": mps,
+        "adaptive": adaptive, "max_seeds": max_seeds, "margin": margin, "from_python": True}, spec, folder)
     spec = spec.named(name)
     view = (BarView() if in_notebook() else open_view()) if progress else Quiet()
     with stop_button():

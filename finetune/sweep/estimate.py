@@ -111,7 +111,7 @@ def dry_run(spec: SweepSpec, options: SweepOptions, view: View) -> Forecast:
     """Check and price the sweep. Writes nothing into the output directory. Raises what `run_sweep` would raise."""
     spec = prepared(spec, options) if options.adaptive else spec
     with _scratch() as scratch:
-        aside = replace(options, output_dir=scratch)
+        aside = replace(options, output_dir=scratch, mps=False)  # one worker alone shares nothing
         with team_for(spec, aside, view, scratch / "logs") as team:  # one worker starts, with a sweep worker's threads
             plan = make_plan(spec, options, team, prepare=False)  # its trials are of a few rows
             probes = _probe_kinds(plan, scratch, team, view)

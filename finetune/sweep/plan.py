@@ -39,6 +39,7 @@ class SweepOptions:
     grace: float = 60.0  # seconds of silence until another machine's trials are taken over
     stop_grace: float = 30.0  # seconds that a trial has for its checkpoint after Ctrl-C
     from_python: bool = False  # a call, not a command: a second Ctrl-C ends the workers, not the caller's process
+    mps: bool = True  # kernels of workers that share a GPU run at the same time, where NVIDIA's tool is there
     task: str = "finetune.trial"
     prefix_budget: int | None = None  # bytes of disk and memory for frozen-prefix activations; None: a share of both
 

@@ -33,6 +33,7 @@ from finetune.sweep.view.board import Board, label_of
 from finetune.sweep.view.live import View
 from finetune.sweep.workers.birth import Newborn
 from finetune.sweep.workers.cards import weights_at_hand
+from finetune.sweep.workers.mps import mps_for
 from finetune.sweep.workers.pool import Machine
 from finetune.sweep.workers.team import Team
 
@@ -221,11 +222,19 @@ def team_for(spec: SweepSpec, options: SweepOptions, view: View, logs: Path,
              born: Newborn | None = None) -> Iterator[Team]:
     """Workers that end with this block: at once after an error, with time for a checkpoint after a signal."""
     machine = Machine.here()
-    team = Team(machine, worker_count(machine, spec, options), task=options.task, logs=logs,
-                ask_verdicts=spec.early_terminate is not None, born=born)
-    team.on_second_signal(view.close, exits=not options.from_python)
+    count = worker_count(machine, spec, options)
+    with mps_for(len(machine.gpus), count, view.say, wanted=options.mps) as mps:
+        team = Team(machine, count, task=options.task, logs=logs, ask_verdicts=spec.early_terminate is not None,
+                    born=born, mps=mps)
+        team.on_second_signal(view.close, exits=not options.from_python)
+        with _ended(team, options, view):
+            yield team
+
+
+@contextmanager
+def _ended(team: Team, options: SweepOptions, view: View) -> Iterator[None]:
     try:
-        yield team
+        yield
     except Interrupted as interruption:
         begun = (options.output_dir / SWEEP_FILE).exists()
         if not begun:

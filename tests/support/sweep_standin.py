@@ -88,7 +88,7 @@ def run_trial(config: TrialConfig, *, observer: Observer) -> Outcome:
     behaviour = behaviour_of(config)
     first = _note_start(config, resolved)
     if behaviour.get("environment"):
-        names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+        names = ("CUDA_VISIBLE_DEVICES", "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY", "OMP_NUM_THREADS")
         with open(Path(config.output_dir) / "environment.log", "a") as file:
             file.write(json.dumps({name: os.environ.get(name) for name in names}) + "\n")
     observer.started(resolved.describe())

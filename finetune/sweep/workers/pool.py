@@ -6,14 +6,23 @@ import contextlib
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from finetune.sweep.workers.birth import Newborn, WorkerOptions, give_birth, usable_cores, variables_for, workers_for
+from finetune.sweep.workers.birth import (
+    AHEAD,
+    Newborn,
+    WorkerOptions,
+    give_birth,
+    usable_cores,
+    variables_for,
+    workers_for,
+)
 from finetune.sweep.workers.cards import free_memory, visible_gpus, workers_per_gpu
+from finetune.sweep.workers.mps import Mps
 
 MEMORY_PER_WORKER = 3 * 2**30  # bytes; torch, a base-sized encoder and its optimizer state
 
@@ -45,23 +54,29 @@ class Machine:
 
 
 class Worker:
-    """One child process and the pipe to it."""
+    """One child process and the pipe to it; it does nothing before `begin`."""
 
     def __init__(self, index: int, count: int, machine: Machine, *, task: str, log: Path, ask_verdicts: bool,
-                 born: Newborn | None = None):
-        """`born`: its process, where that is there already."""
+                 born: Newborn | None = None, mps: Mps | None = None):
+        """`born`: its process, where that is there already. `mps`: by which it may share its GPU."""
         self.index = index  # from 1
         self.log = log
         self._log_start = log.stat().st_size if log.exists() else 0
         threads = max(1, machine.cores // count)
-        gpu = machine.gpus[(index - 1) % len(machine.gpus)] if machine.gpus else None
-        variables = variables_for(threads, gpu)
-        born = born or give_birth(f"worker-{index}", variables)
+        self._mps, self._position = mps, (index - 1) % max(1, len(machine.gpus))
+        variables = variables_for(threads, machine.gpus[self._position] if machine.gpus else None)
+        # What MPS is waited for, it spends on importing torch.
+        born = born or give_birth(f"worker-{index}", variables, AHEAD if mps else ())
         born.adopted = True
         self.process, self.connection = born.process, born.connection
-        self.send("begin", WorkerOptions(task, threads, log, ask_verdicts, variables))
+        self._options = WorkerOptions(task, threads, log, ask_verdicts, variables)
         self.ready = False
         self.born = time.monotonic()
+
+    def begin(self) -> None:
+        """Tell it what to do; with MPS, when that has answered."""
+        shared = self._mps.variables(self._position) if self._mps else {}
+        self.send("begin", replace(self._options, variables=self._options.variables | shared))
 
     def send(self, kind: str, content: Any = None) -> None:
         """A worker that is already dead is noticed when its pipe is read."""
@@ -72,6 +87,11 @@ class Worker:
         """SIGTERM: the trial checkpoints and the process ends."""
         if self.process.is_alive():
             self.process.terminate()
+
+    def release(self) -> None:
+        """With MPS: the others on its GPU shall not fail because this one is killed."""
+        if self._mps is not None and self.process.is_alive():
+            self._mps.release(self.process.pid)
 
     def strike(self) -> None:
         """SIGKILL, with all its children; does not wait for their end."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from finetune.errors import EnvironmentProblem, Interrupted
 from finetune.sweep.workers.birth import Newborn
+from finetune.sweep.workers.mps import Mps
 from finetune.sweep.workers.pool import Machine, Worker, stop_all
 
 MAX_KILLED_EARLY = 10  # workers that somebody kills before they are ready, in a row
@@ -33,9 +34,9 @@ class Team:
     """`count` workers at most, started when they are needed."""
 
     def __init__(self, machine: Machine, count: int, *, task: str, logs: Path, ask_verdicts: bool,
-                 born: Newborn | None = None):
-        """`born`: the first worker's process, where it is there already."""
-        self.machine, self.count = machine, count
+                 born: Newborn | None = None, mps: Mps | None = None):
+        """`born`: the first worker's process, where it is there already. `mps`: by which workers share a GPU."""
+        self.machine, self.count, self._mps = machine, count, mps
         self._task, self._logs, self._ask_verdicts = task, logs, ask_verdicts
         self.workers: list[Worker] = []
         self._killed_early = 0
@@ -46,16 +47,19 @@ class Team:
 
     def grow(self, wanted: int) -> None:
         """Have at least min(wanted, count) workers."""
+        before = len(self.workers)
         while len(self.workers) < min(wanted, self.count):
             taken = {worker.index for worker in self.workers}
-            self._start(min(set(range(1, self.count + 1)) - taken))
+            self._give_birth(min(set(range(1, self.count + 1)) - taken))
+        for worker in self.workers[before:]:  # all are on their way before the first one waits for MPS
+            worker.begin()
+            for kind, content in self._told.items():
+                worker.send(kind, content)
 
-    def _start(self, index: int) -> None:
+    def _give_birth(self, index: int) -> None:
         born, self._born = self._born, None
         self.workers.append(Worker(index, self.count, self.machine, task=self._task, ask_verdicts=self._ask_verdicts,
-                                   log=self._logs / f"worker-{index}.log", born=born))
-        for kind, content in self._told.items():
-            self.workers[-1].send(kind, content)
+                                   log=self._logs / f"worker-{index}.log", born=born, mps=self._mps))
 
     def tell(self, kind: str, content: Any) -> None:
         """A message for every worker, also for those that start later; a later one of its kind replaces it."""
@@ -98,6 +102,7 @@ class Team:
 
     def remove(self, worker: Worker) -> None:
         """Kill it and its children; another one takes its place when the team grows again."""
+        worker.release()
         worker.kill()
         self.workers.remove(worker)
 
