@@ -29,6 +29,8 @@ from finetune.sweep.workers.team import Event, Team
 TICK = 0.5  # seconds between looks at clocks and at the queue when nothing happens
 # What may go better the next time; anything else (a non-finite loss, a bug) would only repeat itself.
 WORTH_RETRYING = ("crash", "timeout", "out-of-memory", "RuntimeError", "AcceleratorError", "OSError", "MemoryError")
+# After these the process can use its GPU no more, whosever kernel it was (with MPS also another worker's).
+CONTEXT_IS_LOST = ("CUDA error", "cuDNN error")
 MAX_REPEATS = 200  # draws in a row that repeat known trials: the space is exhausted
 
 
@@ -312,6 +314,8 @@ class Dispatcher:
         if error["type"] == "EnvironmentProblem":
             raise EnvironmentProblem(message)
         self._free(worker)
+        if any(sign in message for sign in CONTEXT_IS_LOST):
+            self.team.remove(worker)
         self._try_again_or_publish(assignment, None, error["type"], message)
 
     def _lost(self, worker: Worker, kind: str, message: str) -> None:

@@ -3,6 +3,7 @@
 It offers the same two functions. `dataset_name` carries what shall happen, as a query string:
   seconds=0.05   per epoch       crash=2   the trial with this seed kills its process     hang=2   … sleeps for ever
   fail=2         … fails         nan=2     … fails as non-finite                          once=1   only the first time
+  cuda=2         … raises a CUDA error
   environment=1  its variables go to OUTPUT_DIR/environment.log        stubborn=1   SIGTERM is ignored
   layers=12      of the backbone (4)        knee=5   depths beyond it are wrong more often on the test rows
   test=400       test rows whose predictions are left: as right as the knee says, row by row, seed by seed
@@ -148,6 +149,8 @@ def _misbehave(config: TrialConfig, behaviour: dict[str, str], first: bool) -> d
     mine = str(config.seed)
     if behaviour.get("crash") == mine:
         os.kill(os.getpid(), signal.SIGKILL)
+    if behaviour.get("cuda") == mine:
+        raise RuntimeError("CUDA error: the remote procedural call to the MPS server failed")
     if behaviour.get("stubborn"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if behaviour.get("hang") == mine:

@@ -129,6 +129,16 @@ def test_a_crashed_worker_s_trial_is_taken_over(tmp_path):
     assert sorted(starts(tmp_path).values()) == [1, 1, 1, 1, 2, 2]
 
 
+@pytest.mark.fault("sweep", "a trial meets a CUDA error", "tried again, in a new process")
+def test_a_worker_that_has_met_a_cuda_error_is_replaced(tmp_path):
+    ending = sweep(tmp_path, grid(data="toy?cuda=2&once=1"))
+    assert ending.exit_code == 0 and len(records(tmp_path)) == 6
+    lines = [line.split() for line in (tmp_path / "starts.log").read_text().splitlines()]
+    assert len(lines) == 8 and len({pid for _, pid in lines}) == 3  # two trials have this seed
+    again = {trial for trial, count in starts(tmp_path).items() if count == 2}
+    assert len(again) == 2 and all(len({pid for each, pid in lines if each == trial}) == 2 for trial in again)
+
+
 @pytest.mark.fault("sweep", "a trial crashes, runs out of memory or diverges",
                    "tried again as often as --retries where that may help, then failed with the reason")
 def test_failures_have_their_reason_in_the_record_and_in_the_closing_table(tmp_path):
