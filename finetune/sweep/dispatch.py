@@ -243,7 +243,7 @@ class Dispatcher:
         elif event.kind == "failed":
             self._failed(event.worker, assignment, event.content)
         elif event.kind == "died":
-            self._lost(event.worker, "crash", event.content)
+            self._lost(event.worker, "crash", event.content, counts=not event.guiltless)
 
     def _epoch(self, worker: Worker, assignment: Assignment, running: Running, entry: Mapping[str, Any]) -> None:
         value = entry.get("validation", {}).get(self.plan.metric)
@@ -318,9 +318,10 @@ class Dispatcher:
             self.team.remove(worker)
         self._try_again_or_publish(assignment, None, error["type"], message)
 
-    def _lost(self, worker: Worker, kind: str, message: str) -> None:
-        """The worker died or was too slow. Its trial is taken over at once."""
+    def _lost(self, worker: Worker, kind: str, message: str, *, counts: bool = True) -> None:
+        """The worker died or was too slow. Its trial is taken over at once. `counts`: as one of its tries."""
         assignment = self._free(worker)
+        assignment.tries -= not counts
         if assignment.ticket.trial_id is None:
             self._again.append(assignment)
         else:

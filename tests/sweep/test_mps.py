@@ -239,6 +239,20 @@ def test_the_server_lets_go_of_a_worker_that_is_going_to_be_killed(tool, tmp_pat
     assert told and all(server == "4242" and client in pids for server, client in told) and tool.left_nothing()
 
 
+@pytest.mark.fault("sweep", "with MPS: a worker is killed while others train on its GPU",
+                   "they begin anew, since their kernels may hang; of their trials' tries none is used up")
+def test_the_neighbours_of_a_killed_worker_begin_anew(tool, tmp_path):
+    ending = sweep(tmp_path / "out", toy("crash=3&seconds=0.2", range(1, 9)), workers=2, retries=0)
+    assert len(ending.failures) == 1 and "crash" in ending.failures[0][1] and ending.boards[0].complete == 7
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out" / "trials").glob("*/record.json")]
+    failed = next(record["trial_id"] for record in records if record["state"] == "failed")
+    starts = [line.split() for line in (tmp_path / "out" / "starts.log").read_text().splitlines()]
+    pids = [pid for _, pid in starts]
+    until = next(index for index, (trial_id, _) in enumerate(starts) if trial_id == failed)
+    assert pids[-1] not in pids[:until + 1], "neither worker of before goes on"
+    assert tool.left_nothing()
+
+
 def test_a_client_is_let_go_only_where_there_is_a_server(tool, monkeypatch):
     monkeypatch.setattr(mps, "PROBE", "raise SystemExit('no')")
     with mps_for(1, 2, lambda _: None) as ours:

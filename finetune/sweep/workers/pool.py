@@ -69,6 +69,7 @@ class Worker:
         born = born or give_birth(f"worker-{index}", variables, AHEAD if mps else ())
         born.adopted = True
         self.process, self.connection = born.process, born.connection
+        self.mps_card: int | None = None  # where kernels of other workers run at the same time
         self._options = WorkerOptions(task, threads, log, ask_verdicts, variables)
         self.ready = False
         self.born = time.monotonic()
@@ -76,6 +77,7 @@ class Worker:
     def begin(self) -> None:
         """Tell it what to do; with MPS, when that has answered."""
         shared = self._mps.variables(self._position) if self._mps else {}
+        self.mps_card = self._position if shared else None
         self.send("begin", replace(self._options, variables=self._options.variables | shared))
 
     def send(self, kind: str, content: Any = None) -> None:

@@ -23,11 +23,13 @@ MAX_KILLED_EARLY = 10  # workers that somebody kills before they are ready, in a
 
 @dataclass(frozen=True)
 class Event:
-    """`kind` is one of worker.py's messages, or "died" with the cause as its content."""
+    """`kind` is one of worker.py's messages, or "died" with the cause as its content; `guiltless`: for another's sake.
+    """
 
     worker: Worker
     kind: str
     content: Any = None
+    guiltless: bool = False
 
 
 class Team:
@@ -75,11 +77,12 @@ class Team:
         by_connection = {worker.connection: worker for worker in self.workers}
         ready = wait([*by_connection, self._signals.socket], timeout)
         self._signals.check()
-        return [self._receive(by_connection[source]) for source in ready if source is not self._signals.socket]
+        heard = (by_connection[source] for source in ready if source is not self._signals.socket)
+        return [self._receive(worker) for worker in heard if worker in self.workers]  # one's death may end others
 
     def put_back(self, events: Iterable[Event]) -> None:
         """`events` gives them again: somebody who waited for other news has met them."""
-        self._put_back += events
+        self._put_back = [*events, *self._put_back]
 
     def _receive(self, worker: Worker) -> Event:
         try:
@@ -93,12 +96,22 @@ class Team:
     def _buried(self, worker: Worker) -> Event:
         cause = worker.cause_of_death()
         self.remove(worker)
+        if worker.ready and worker.was_killed and worker.mps_card is not None:
+            self._end_neighbours(worker)
         if not worker.ready:
             # One that ends by itself cannot import what it needs; the next one could not either.
             self._killed_early += 1
             if not worker.was_killed or self._killed_early >= MAX_KILLED_EARLY:
                 raise EnvironmentProblem(f"no worker can be started: {cause} (log: {worker.log})")
         return Event(worker, "died", cause)
+
+    def _end_neighbours(self, killed: Worker) -> None:
+        """A client of MPS that dies with kernels under way may leave the others on its card to hang, NVIDIA says: they
+        begin anew, and their trials are no worse for it."""
+        for worker in [worker for worker in self.workers if worker.mps_card == killed.mps_card]:
+            self.remove(worker)
+            cause = f"its worker begins anew: worker {killed.index} was killed, with kernels under way on the same GPU"
+            self._put_back.append(Event(worker, "died", cause, guiltless=True))
 
     def remove(self, worker: Worker) -> None:
         """Kill it and its children; another one takes its place when the team grows again."""
