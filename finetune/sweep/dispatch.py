@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from finetune.config import TrialConfig
 from finetune.errors import ConfigError, EnvironmentProblem, Interrupted
 from finetune.results import RecordStore, TrialRecord
 from finetune.sweep.assignment import Assignment
+from finetune.sweep.head_shares import HeadShares, NoShares
 from finetune.sweep.plan import Description, Plan, SweepOptions
 from finetune.sweep.search.search import Search
 from finetune.sweep.search.trials import TakenOver, Ticket, outcome_of
@@ -39,10 +41,11 @@ class Dispatcher:
 
     def __init__(self, plan: Plan, search: Search, team: Team, store: RecordStore, options: SweepOptions,
                  board: Board, view: View, *, finished: dict[str, TrialRecord], protocol: Mapping[str, Any],
-                 spare: SpareTime | None = None):
+                 spare: SpareTime | None = None, shares: HeadShares | None = None):
         self.plan, self.search, self.team, self.store = plan, search, team, store
         self.options, self.board, self.view = options, board, view
         self.finished, self.protocol, self.spare = finished, protocol, spare or SpareTime()
+        self.shares = shares or NoShares()
         self.failures: list[tuple[str, str]] = []  # label, reason
         self._busy: dict[Worker, Assignment] = {}
         self._again: deque[Assignment] = deque()
@@ -128,18 +131,18 @@ class Dispatcher:
                     return
                 self.team.grow(len(self._busy) + len(self._again) + (0 if self._over() else self._wanted()))
                 return
-            assignment = self._next()
+            assignment = self._next(idle[0])
             if assignment is None:
                 if self._busy and self.finished:
                     self.spare.offer(idle[0])
                 return
             self._start(idle[0], assignment)
 
-    def _next(self) -> Assignment | None:
+    def _next(self, worker: Worker) -> Assignment | None:
         if self._again:
             return self._again.popleft()
         while not self._over():
-            ticket = self.search.take()
+            ticket = self.search.take(partial(self.shares.preferred, worker))
             if ticket is None and self._may_draw():
                 ticket = self.search.draw()
             if ticket is None:
@@ -195,6 +198,7 @@ class Dispatcher:
 
     def _start(self, worker: Worker, assignment: Assignment) -> None:
         self._busy[worker] = assignment
+        self.shares.taken(assignment.ticket.trial_id)
         assignment.since = time.monotonic()
         kind = assignment.description.kind if assignment.description else ""
         self.board.running[worker.index] = Running(assignment.label, kind, assignment.since)

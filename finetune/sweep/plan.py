@@ -103,13 +103,16 @@ class Plan:
     def heads(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """(knobs that they share, each one's own) of the trials that train a head alone, in order: on a GPU a worker
         trains many of them together. Hundreds go through its pipe before anybody reads, so nothing is said twice."""
-        contents = ((candidate, self.descriptions[candidate.trial_id].content) for candidate in self.candidates)
-        heads = [candidate.values for candidate, content in contents
-                 if content.get("num_layers") and content.get("prefix_boundaries") == [content["num_layers"]]]
+        heads = [candidate.values for candidate in self.head_candidates()]
         shared = {name: value for name, value in (heads[0].items() if heads else ())
                   if all(name in other and other[name] == value for other in heads)}
         return shared | self.fixed, [{name: value for name, value in values.items() if name not in shared}
                                      for values in heads]
+
+    def head_candidates(self) -> list[Candidate]:
+        contents = ((candidate, self.descriptions[candidate.trial_id].content) for candidate in self.candidates)
+        return [candidate for candidate, content in contents
+                if content.get("num_layers") and content.get("prefix_boundaries") == [content["num_layers"]]]
 
     def notes(self) -> list[str]:
         lines = list(self.spec.warnings)

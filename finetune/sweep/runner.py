@@ -20,6 +20,7 @@ from finetune.prefix.budget import hint_for
 from finetune.results import CHECKPOINTS, RecordStore, TrialRecord
 from finetune.sweep.adaptive.prepare import prepared
 from finetune.sweep.dispatch import Dispatcher
+from finetune.sweep.head_shares import head_shares
 from finetune.sweep.kept import STATUS_FILE, SWEEP_FILE, StatusFile, records_on_disk, write_sweep_file
 from finetune.sweep.plan import Plan, SweepOptions, fixed_knobs, known_points, make_plan, plan_confirmation
 from finetune.sweep.search.confirmation import Choice, Tuned, choose, confirmation_values, fresh_seeds
@@ -125,8 +126,9 @@ class Sweep:
         board = _board(plan, search, finished, self.team.count, protocol["phase"])
         view = StatusFile(self.view, self.options.output_dir / STATUS_FILE)
         spare = spare_time(plan, self.options, self.team, view) if last else SpareTime()
+        shares = head_shares(plan, self.team, finished, alone=not self.storage.shared)
         dispatcher = Dispatcher(plan, search, self.team, self.store, self.options, board, view,
-                                finished=finished, protocol=protocol, spare=spare)
+                                finished=finished, protocol=protocol, spare=spare, shares=shares)
         try:
             dispatcher.run()
             spare.end()

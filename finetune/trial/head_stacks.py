@@ -62,6 +62,7 @@ def head_from_stack(run: TrialRun) -> TrainedHead | None:
             run.observer.said("no memory is left for a stack of heads; this one trains alone")
             torch.cuda.empty_cache()
             return None
+    _planned.get(_group_of(key), {}).pop(key, None)  # no other stack need train it again
     return _trained.pop(key)
 
 

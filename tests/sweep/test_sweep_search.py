@@ -6,6 +6,7 @@ import pytest
 from optuna.trial import TrialState
 
 from finetune.errors import ConfigError, EnvironmentProblem
+from finetune.sweep.search import search as search_module
 from finetune.sweep.search.search import Search
 from finetune.sweep.search.trials import Candidate, Outcome
 from finetune.sweep.spec.points import grid_points, random_points
@@ -61,6 +62,22 @@ def bench(tmp_path):
 
 def ids(bench):
     return [candidate.trial_id for candidate in bench.candidates]
+
+
+def test_preferred_trials_come_first_wherever_they_wait(bench):
+    search, everything = bench.start(), ids(bench)
+    asked = []
+
+    def last(waiting):
+        asked.append(waiting)
+        return everything[-1:]
+
+    assert len(everything) > search_module.QUEUED_AT_ONCE, "the last one is not queued yet"
+    assert search.take(last).trial_id == everything[-1]
+    assert search.take(last).trial_id == everything[0], "it waits no more"
+    assert search.take(lambda _: everything[2:3]).trial_id == everything[2]
+    assert asked == [everything[0]] * 2
+    assert bench.drain() == [trial_id for trial_id in everything[:-1] if trial_id not in (everything[0], everything[2])]
 
 
 def test_every_candidate_is_handed_out_once_in_order(bench):

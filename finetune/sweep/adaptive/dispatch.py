@@ -17,6 +17,7 @@ from finetune.sweep.dispatch import Assignment, Dispatcher
 from finetune.sweep.plan import Plan, resolve_on
 from finetune.sweep.search.trials import Candidate, Ticket, outcome_of
 from finetune.sweep.spec.points import Point
+from finetune.sweep.workers.pool import Worker
 from finetune.sweep.workers.team import Event
 
 
@@ -49,9 +50,9 @@ class AdaptiveDispatcher(Dispatcher):
         self._on_path(self.path, self.evidence)
         return self.path
 
-    def _next(self) -> Assignment | None:
+    def _next(self, worker: Worker) -> Assignment | None:
         while True:
-            found = None if self._over() else super()._next()
+            found = None if self._over() else super()._next(worker)
             if found is not None or not self._ask_for_more():
                 return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,8 @@ QUEUED_AT_ONCE = 4  # of many candidates, before the first one is handed out
 _LIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 _ENDED_WELL = (TrialState.COMPLETE, TrialState.PRUNED)
 
+Preference = Callable[[str], Collection[str]]
+
 
 class Search:
     """One study. Raises EnvironmentProblem when its storage is gone."""
@@ -48,7 +50,8 @@ class Search:
         self._known: dict[str, Candidate] = {}
         self._filled = False  # once: what runs from then on is run here
         self._later: deque[Candidate] = deque()  # alone: to be queued, while nobody else could take them
-        self._queue: deque[int] | None = None  # alone: the waiting trials, read once, since nobody else takes them
+        # Alone: (key, trial_id) of the waiting trials, read once, since nobody else takes them.
+        self._queue: deque[tuple[int, str]] | None = None
 
     def _open(self) -> optuna.Study:
         return optuna.create_study(
@@ -132,7 +135,7 @@ class Search:
         if trial.state == TrialState.WAITING:
             self.storage.queued(key)
             if self._queue is not None:
-                self._queue.append(key)
+                self._queue.append((key, trial.user_attrs["trial_id"]))
 
     def _shown(self, candidate: Candidate) -> dict[str, Any]:
         """What a dashboard shows as the trial's parameters: values of a grid, u of a search."""
@@ -143,14 +146,15 @@ class Search:
 
     # -- handing out -----------------------------------------------------------------------------------------------
 
-    def take(self) -> Ticket | None:
-        """The next waiting trial, now running here; None when none waits."""
-        return self.storage.patiently(self._take)
+    def take(self, preferred: Preference | None = None) -> Ticket | None:
+        """The next waiting trial, now running here; None when none waits. `preferred`: of the first one's trial_id,
+        which are to be taken before it; heeded where nobody else takes any."""
+        return self.storage.patiently(lambda: self._take(preferred))
 
-    def _take(self) -> Ticket | None:
+    def _take(self, preferred: Preference | None) -> Ticket | None:
         while self._waiting():
             with self.storage.together(self._lock_key):
-                trial = self._ask()
+                trial = self._ask(preferred)
                 attributes = trial.user_attrs
                 if "trial_id" not in attributes:  # another coordinator was faster: this one was made up on the spot
                     self._set_failed(trial._trial_id)
@@ -162,14 +166,27 @@ class Search:
             return self._ticket(trial, attributes)
         return None
 
-    def _ask(self) -> optuna.Trial:
+    def _ask(self, preferred: Preference | None) -> optuna.Trial:
         """The next waiting trial. `study.ask` reads every unfinished trial for it: a second each of a thousand."""
         if self.storage.shared:
             return self.study.ask()
-        key = self._queue[0]
-        self.storage.optuna.set_trial_state_values(key, TrialState.RUNNING)
-        self._queue.popleft()
-        return optuna.Trial(self.study, key)
+        chosen = self._chosen(preferred)
+        self.storage.optuna.set_trial_state_values(chosen[0], TrialState.RUNNING)
+        self._queue.remove(chosen)
+        return optuna.Trial(self.study, chosen[0])
+
+    def _chosen(self, preferred: Preference | None) -> tuple[int, str]:
+        queue = self._queued()
+        wanted = preferred(queue[0][1]) if preferred else ()
+        for entry in queue if wanted else ():
+            if entry[1] in wanted:
+                return entry
+        for candidate in self._later if wanted else ():
+            if candidate.trial_id in wanted:
+                self._enqueue(candidate, None)
+                self._later.remove(candidate)
+                return queue[-1]
+        return queue[0]
 
     def _waiting(self) -> int:
         if self.storage.shared:
@@ -178,9 +195,10 @@ class Search:
             self._enqueue(self._later.popleft(), None)
         return len(self._queued()) + len(self._later)
 
-    def _queued(self) -> deque[int]:
+    def _queued(self) -> deque[tuple[int, str]]:
         if self._queue is None:
-            self._queue = deque(trial._trial_id for trial in self._trials(TrialState.WAITING))
+            self._queue = deque((trial._trial_id, trial.user_attrs.get("trial_id", ""))
+                                for trial in self._trials(TrialState.WAITING))
         return self._queue
 
     def _ticket(self, trial: optuna.Trial, attributes: Mapping[str, Any]) -> Ticket:
