@@ -23,8 +23,10 @@ test-faults: $(STAMP)
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_TESTS := tests/gpu tests/training/test_device.py tests/training/test_graphs.py tests/training/test_head_stack.py \
 	tests/training/test_idle.py tests/training/test_randomness_streams.py tests/prefix tests/commands/test_probe.py
+# Side by side where pytest-xdist is there: most of a test's time is the host's
 test-gpu:
-	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(GPU_PYTHON) -m pytest -rs $(GPU_TESTS)
+	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(GPU_PYTHON) -m pytest -rs $(GPU_TESTS) \
+	  $$($(GPU_PYTHON) -c "import os, xdist; print('--dist worksteal -n', max(1, min(8, os.cpu_count() // 2)))" 2>/dev/null)
 
 bench-gpu:
 	$(GPU_PYTHON) benchmarks/gpu.py --out runs/gpu.json

@@ -254,7 +254,11 @@ def compared(bench: Bench, name: str) -> None:
     repeats = 1
     for knob, found in values.items():
         repeats *= len(found) if knob != "freeze_depth" else 1
-    theirs = sum(repeats * baseline(bench, depth)["best"] for depth in values["freeze_depth"] if bench.left() > 5)
+    depths = [depth for depth in values["freeze_depth"] if bench.left() > 5 and baseline(bench, depth)]
+    if depths != values["freeze_depth"]:
+        bench.keep(name, {**ours, "target": target, "ratio": None, "baseline": f"there was time for {depths} alone"})
+        return
+    theirs = sum(repeats * baseline(bench, depth)["best"] for depth in depths)
     bench.keep(name, {**ours, "baseline_seconds": round(theirs, 1), "ratio": round(theirs / ours["seconds"], 2),
                       "target": target})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
@@ -11,8 +12,10 @@ from finetune.config import TrialConfig
 from finetune.prefix import served
 from finetune.prefix.resident import residents
 from finetune.saving import write
+from finetune.sweep.workers.mps import find_tool, is_managed
 from finetune.training import graphs
 from finetune.trial import head_stacks, idle, run_trial
+from sweeps import sweep, wait_until
 
 GPU = torch.cuda.is_available()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="there is no GPU that torch can use")]
@@ -214,3 +217,16 @@ def test_recorded_steps_in_bf16_have_the_digits_of_autocast(trial, monkeypatch, 
     assert [entry["train"]["loss"] for entry in found.record.history] == [
         entry["train"]["loss"] for entry in expected.record.history]
     assert_near(found, expected, 0)
+
+
+@pytest.mark.skipif(find_tool() is None or is_managed(), reason="MPS has no control tool here, or a daemon already")
+def test_workers_on_one_card_leave_no_daemon(trial, tmp_path):
+    def daemons():
+        return {process.pid for process in psutil.process_iter(["name"]) if "cuda-mps" in (process.info["name"] or "")}
+
+    before = daemons()
+    raw = {"method": "grid", "parameters": {name: {"value": value} for name, value in trial.knobs.items()}
+           | {"freeze_depth": {"values": [0, 2]}, "seed": {"values": [1, 2]}}}
+    ending = sweep(tmp_path / "out", raw, workers=2, task="finetune.trial")
+    assert ending.boards[0].complete == 4 and not ending.failures
+    wait_until(lambda: daemons() <= before)
