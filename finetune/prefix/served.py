@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -88,6 +89,21 @@ class Served:
 
     def _handed_on(self, kept: Tensor) -> Tensor:
         """Moved as it is kept; its dtype changes on the device."""
-        if self.device.type == "cuda":  # only from pinned memory does a copy overlap what runs there
-            kept = kept.pin_memory()
-        return kept.to(self.device, non_blocking=True).to(self.dtype)
+        moved = _beside_what_runs(kept, self.device) if self.device.type == "cuda" else kept.to(self.device)
+        return moved.to(self.dtype)
+
+
+def _beside_what_runs(kept: Tensor, device: torch.device) -> Tensor:
+    """On a GPU, copied while the step before still computes there: from pinned memory, on a stream of its own."""
+    now = torch.cuda.current_stream(device)
+    copies = _copy_stream(device)
+    with torch.cuda.stream(copies):
+        moved = kept.pin_memory().to(device, non_blocking=True)
+    now.wait_stream(copies)
+    moved.record_stream(now)  # its memory is the copies' again when what runs now has read it
+    return moved
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
