@@ -6,21 +6,19 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from analysis.amounts import FRACTIONS, amounts
 from analysis.figures import svg
 from analysis.findings import verdict
 from analysis.findings.curves import Curve, Point
-from analysis.findings.words import margin_text
 from analysis.load.records import Arm
 from finetune.results import frozen_rank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FRACTIONS = {"accuracy", "f1", "f1_macro", "f1_micro", "f1_weighted", "subset_accuracy"}  # drawn in percent
-
 
 class DepthPoint(NamedTuple):
-    """One depth as drawn; fractions."""
+    """One depth as drawn; in the metric's own unit, a share as a fraction."""
 
     arm: Arm
     estimate: float
@@ -46,15 +44,15 @@ class DepthCurve(NamedTuple):
 
 
 def scale_of(metric: str) -> float:
-    return 100.0 if metric in FRACTIONS else 1.0
+    return amounts(metric).level_scale
 
 
 def axis_name(metric: str) -> str:
-    return f"test {metric} (%)" if metric in FRACTIONS else f"test {metric}"
+    return f"test {amounts(metric).drawn_name}"
 
 
 def number(metric: str, value: float) -> str:
-    return f"{100 * value:.1f}%" if metric in FRACTIONS else f"{value:.4f}"
+    return amounts(metric).drawn(value)
 
 
 def depth_curve(curve: Curve, margin: float) -> DepthCurve:
@@ -187,7 +185,7 @@ def _draw_references(curve: DepthCurve, places: dict[int, int], ax: Axes) -> Non
                    label="full fine-tuning")
         edge = curve.reference - curve.sign * curve.margin
         ax.axhspan(scale * edge, scale * curve.reference, color=svg.GREEN, alpha=0.14, linewidth=0, zorder=0,
-                   label=f"within the margin of {margin_text(curve.margin)}")
+                   label=f"within the margin of {amounts(curve.metric).margin(curve.margin)}")
     if curve.safe_depth is not None:
         at = places[curve.safe_depth]
         ax.axvspan(at - 0.4, at + 0.4, color=svg.SKY, alpha=0.16, linewidth=0, zorder=0, label="deepest shown safe")

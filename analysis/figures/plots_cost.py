@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from analysis.amounts import Amounts, amounts
 from analysis.figures import svg
 from analysis.figures.plots import axis_name, number, scale_of
 from analysis.figures.plots_tuning import arm_styles
 from analysis.findings.curves import Curve, Point, train_prefix_seconds
-from analysis.findings.words import signed
 from analysis.load.records import Arm
 from finetune.training.evaluation import higher_is_better
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class CostPoint(NamedTuple):
-    """One arm in the Pareto picture; quality as a fraction with its interval."""
+    """One arm in the Pareto picture; quality in the metric's own unit (a share: a fraction) with its interval."""
 
     curve: str
     freeze_depth: int | None
@@ -191,28 +191,31 @@ def changes(curve: Curve) -> list[Change]:
 
 def draw_changes(found: Sequence[Change], metric: str, margin: float, sign: int, ax: Axes) -> None:
     """One row per arm and in it one line per curve: the difference with its interval, beside zero and the margin."""
+    own = amounts(metric)
     rows, curves = (list(dict.fromkeys(getattr(change, key) for change in found)) for key in ("label", "curve"))
     for change in found:
         index = curves.index(change.curve)
         place = rows.index(change.label) + (0.7 * (index / (len(curves) - 1) - 0.5) if len(curves) > 1 else 0.0)
-        _draw_change(change, place, svg.COLOURS[index % len(svg.COLOURS)], svg.MARKERS[index % len(svg.MARKERS)], ax)
+        style = svg.COLOURS[index % len(svg.COLOURS)], svg.MARKERS[index % len(svg.MARKERS)]
+        _draw_change(change, own, place, style, ax)
     ax.axvline(0, color=svg.INK, linewidth=1, linestyle="--")
-    ax.axvline(-sign * 100 * margin, color=svg.GREEN, linewidth=1.2, linestyle=":")
+    ax.axvline(-sign * own.scale * margin, color=svg.GREEN, linewidth=1.2, linestyle=":")
     ax.set_yticks(range(len(rows)), [svg.label(row, 34) for row in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel(f"change of test {metric} (points)")
+    ax.set_xlabel(own.change_axis)
     if len(curves) > 1:
         _legend(curves, ax)
 
 
-def _draw_change(change: Change, place: float, colour: str, marker: str, ax: Axes) -> None:
+def _draw_change(change: Change, own: Amounts, place: float, style: tuple[str, str], ax: Axes) -> None:
+    colour, marker = style
     if not math.isnan(change.low):
-        ax.hlines(place, 100 * change.low, 100 * change.high, color=colour, linewidth=2.2)
-    mark, = ax.plot([100 * change.estimate], [place], marker, color=colour)
-    between = "" if math.isnan(change.low) else f" ({signed(change.low)} to {signed(change.high)})"
-    svg.hover(mark, f"{change.curve + ', ' if change.curve else ''}{change.label}: {signed(change.estimate)} "
-                    f"points{between}")
+        ax.hlines(place, own.scale * change.low, own.scale * change.high, color=colour, linewidth=2.2)
+    mark, = ax.plot([own.scale * change.estimate], [place], marker, color=colour)
+    between = "" if math.isnan(change.low) else f" ({own.signed(change.low)} to {own.signed(change.high)})"
+    svg.hover(mark, f"{change.curve + ', ' if change.curve else ''}{change.label}: "
+                    f"{own.change(change.estimate)}{between}")
 
 
 def _legend(curves: Sequence[str], ax: Axes) -> None:

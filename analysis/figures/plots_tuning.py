@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from analysis.amounts import has_points
 from analysis.figures import svg
 from analysis.figures.plots import number, scale_of
 from analysis.findings.curves import Curve, Point
@@ -85,7 +86,8 @@ def draw_grid(grid: Grid, metric: str, ax: Axes, *, diverging: bool = False) -> 
             bold = grid.strong is not None and bool(grid.strong[i, j])
             red, green, blue, _ = colours(mesh.norm(value))
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
-            text = f"{value:+.1f}" if diverging else f"{value:.1f}" if scale == 100 else f"{value:.3f}"
+            text = f"{value:+.1f}" if diverging else f"{value:.1f}" if scale == 100 else (
+                f"{value:.3f}" if has_points(metric) else number(metric, value))
             ax.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black",
                     fontweight="bold" if bold else "normal")
     names = [svg.label(name, 16) for name in grid.columns]

@@ -12,6 +12,7 @@ from fractions import Fraction
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from analysis.amounts import has_points
 from analysis.findings import premises, verdict
 from analysis.findings.curves import Curve, Point
 from analysis.load.groups import dataset_name
@@ -23,7 +24,6 @@ ALPHA = 0.05
 TWO_SIDED = 1.96  # standard errors of a 95% interval
 KEPT = 0.95  # the share of the gain that a safe freeze keeps, where metrics differ
 MOST_STEPS = 12
-NOT_POINTS = ("loss", "mse")  # have no natural unit in which tasks could be averaged
 EMBEDDINGS = "embeddings only"
 
 
@@ -104,7 +104,8 @@ def across(curves: Sequence[Curve], margin: float) -> Across | None:
     metrics = {curve.metric for curve in used}
     of_words = {curve.protocol.group.identity["task"] == TAGGED for curve in used}  # F1 of entities is another F1
     same = len(metrics) == 1 and len(of_words) == 1
-    unit = "points" if same and not metrics & set(NOT_POINTS) else "gain"
+    # What has no points has no natural unit in which tasks could be averaged.
+    unit = "points" if same and all(map(has_points, metrics)) else "gain"
     if unit == "gain":
         left_out |= {c.name: "its records hold no baseline" for c in used if c.baseline is None}
         used = [curve for curve in used if curve.name not in left_out]

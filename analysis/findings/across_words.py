@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from analysis.amounts import Amounts, amounts, points
 from analysis.findings.across import KEPT, Across, Level, Test
-from analysis.findings.words import margin_text, points
 from analysis.statistics.stats import VERDICT_SEEDS
 from analysis.statistics.tasks import FEWEST_TASKS
 
@@ -91,7 +91,8 @@ def _nearest(found: Across) -> str:
 
 
 def _safe_in(found: Across, level: Level, subject: str) -> str:
-    at = f"at a margin of {margin_text(found.margin)}" if found.unit == "points" else f"to keep {KEPT:.0%} of the gain"
+    at = f"at a margin of {_amounts(found).margin(found.margin)}" if found.unit == "points" else \
+        f"to keep {KEPT:.0%} of the gain"
     if not level.judged:
         return f"{subject} judged in no {found.kind}, which takes {VERDICT_SEEDS} seeds and none lost"
     rest = "" if level.judged == len(level.losses) else f" that could be judged, of {len(level.losses)}"
@@ -110,7 +111,7 @@ def _level(found: Across, label: str) -> Level:
 
 
 def _allowed(found: Across) -> str:
-    return f"{margin_text(found.margin)} of {found.metric}" if found.unit == "points" else \
+    return f"{_amounts(found).margin(found.margin)} of {found.metric}" if found.unit == "points" else \
         f"{1 - KEPT:.0%} of full fine-tuning's gain"
 
 
@@ -125,13 +126,18 @@ def of_level(level: Level) -> str:
 
 def number(found: Across, value: float) -> str:
     """'0.4 points', '3.1% of the gain'."""
-    return f"{points(value)} points" if found.unit == "points" else f"{points(value)}% of the gain"
+    return _amounts(found).amount(value) if found.unit == "points" else f"{points(value)}% of the gain"
 
 
 def loses(found: Across, loss: float) -> str:
     """'loses 0.4 points'; of a negative loss 'adds 0.4 points'."""
     verb, size = ("adds", -loss) if points(loss).startswith("−") else ("loses", loss)
     return f"{verb} {number(found, size)}"
+
+
+def _amounts(found: Across) -> Amounts:
+    """Tasks are told in points only where all have the one metric, and it has points."""
+    return amounts(found.metric or "")
 
 
 def _of_what(found: Across) -> str:

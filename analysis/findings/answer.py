@@ -7,9 +7,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from analysis.amounts import amounts, amounts_of
 from analysis.findings import looks, premises, verdict
 from analysis.findings.curves import Curve, Point
-from analysis.findings.words import count, margin_text, percent, points, signed
+from analysis.findings.words import count
 from analysis.load.records import Arm
 from analysis.statistics import stats
 
@@ -39,7 +40,8 @@ def answer(curves: Sequence[Curve], margin: float, *, brief: bool = False) -> An
     details = [] if brief else [f"{curve.name}: {' '.join([*_named(curve, a, margin), *a.details])}"
                                 for curve, a in zip(curves, found, strict=True) if a.details]
     across = _across(curves)
-    return Answer(f"Deepest safe freeze at a margin of {margin_text(margin)}{of}: {depths}.",
+    told = amounts_of(curve.metric for curve in curves).margin_of(margin)
+    return Answer(f"Deepest safe freeze at a margin of {told}{of}: {depths}.",
                   [across, *details] if across else details)
 
 
@@ -55,12 +57,14 @@ def _across(curves: Sequence[Curve]) -> str:
     if not found:
         return ""
     clear = [c for c in found if c.p_adjusted < 1 - verdict.CONFIDENCE]
+    of_first = amounts(curves[0].metric)  # with which all are compared
     rest = f"{count(len(found), 'comparison')} between the curves, adjusted after Holm at 5%"
     if not clear:
         return f"The same depth differs between no two curves beyond chance ({rest})."
-    told = "; ".join(f"{c.a} against {c.b}: {signed(c.difference)}" for c in clear[:MOST_STRATEGIES])
+    told = "; ".join(f"{c.a} against {c.b}: {of_first.signed(c.difference)}" for c in clear[:MOST_STRATEGIES])
     more = f" and {len(clear) - MOST_STRATEGIES} more" if len(clear) > MOST_STRATEGIES else ""
-    return f"Between curves {count(len(clear), 'difference')} in points beyond chance ({rest}): {told}{more}."
+    differ = f"{count(len(clear), 'difference')} {of_first.differences}"
+    return f"Between curves {differ} beyond chance ({rest}): {told}{more}."
 
 
 def _which(names: list[str], curves: Sequence[Curve]) -> str:
@@ -87,8 +91,8 @@ def _strategies(curve: Curve) -> str:
     if not others or len(others) > MOST_STRATEGIES:
         return ""
     changes = [(p.arm.name, _change(p, curve)) for p in others]
-    told = ", ".join(f"{name} by {signed(c.estimate)}{_range(c)}" for name, c in changes)
-    return f"Against full fine-tuning, {curve.metric} changes in points with {told}."
+    told = ", ".join(f"{name} by {curve.amounts.signed(c.estimate)}{_range(curve, c)}" for name, c in changes)
+    return f"Against full fine-tuning, {curve.metric} changes{curve.amounts.in_unit} with {told}."
 
 
 def _change(point: Point, curve: Curve) -> stats.Interval:
@@ -106,12 +110,14 @@ def where(curve: Curve) -> str:
 def _verdict(curve: Curve, margin: float) -> tuple[str, str]:
     safe = verdict.deepest_safe(curve, margin)
     if safe.freeze_depth is None:
-        return (f"No frozen depth of {where(curve)} is shown to lose at most {margin_text(margin)} of "
-                f"{curve.metric} against full fine-tuning.", _sentence(safe.reason))
+        return (f"No frozen depth of {where(curve)} is shown to "
+                f"{curve.amounts.to_lose(curve.amounts.margin(margin), named=True)} against full fine-tuning.",
+                _sentence(safe.reason))
     point = next(p for p in curve.depths if p.arm.freeze_depth == safe.freeze_depth)
     bound = max(verdict.loss_bound(point, curve), 0.0)
-    headline = (f"You can freeze {depth_phrase(curve, point)} of {where(curve)}: it loses at most {points(bound)} "
-                f"points of {curve.metric} against full fine-tuning (95% confidence){_saving(curve, point)}.")
+    loses = curve.amounts.loses_at_most(bound, named=True)
+    headline = (f"You can freeze {depth_phrase(curve, point)} of {where(curve)}: it {loses} against full fine-tuning "
+                f"(95% confidence){_saving(curve, point)}.")
     headline = " ".join(part for part in (headline, _doubts(curve, point)) if part)
     told = (_up_to(curve, safe), _own_level(curve, safe), _deeper(curve, safe))
     return headline, " ".join(part for part in told if part)
@@ -130,8 +136,9 @@ def _doubts(curve: Curve, point: Point) -> str:
     told = []
     if better := premises.better_than_reference(curve):
         best = better[0]
-        told.append(f"But the reference is in doubt: full fine-tuning is {points(-best.loss.estimate)} points worse "
-                    f"than {best.arm.name}. {premises.against_best(curve, point, best)}")
+        worse = f"{curve.amounts.worse_than(-best.loss.estimate)} {best.arm.name}"
+        told.append(f"But the reference is in doubt: full fine-tuning is {worse}. "
+                    f"{premises.against_best(curve, point, best)}")
     if differing := premises.confounds(curve, point):
         told.append(f"But {point.arm.name} and full fine-tuning differ in {', '.join(differing)} too: the "
                     "comparison is confounded.")
@@ -144,7 +151,8 @@ def _up_to(curve: Curve, safe: verdict.Safe) -> str:
     if safe.freeze_depth == first:
         return ""
     if safe.every_depth_up_to:
-        return f"Every depth up to it that was tried is shown to lose at most {margin_text(safe.margin)}."
+        return ("Every depth up to it that was tried is shown to "
+                f"{curve.amounts.to_lose(curve.amounts.margin(safe.margin))}.")
     return "This is a claim about this depth, not about every shallower one."
 
 
@@ -153,12 +161,13 @@ def _own_level(curve: Curve, safe: verdict.Safe) -> str:
     test = next(test for test in safe.tested if test["freeze_depth"] == safe.freeze_depth)
     if len(safe.tested) == 1 and test["confidence"] == verdict.CONFIDENCE:
         return ""
+    loses = curve.amounts.loses_at_most(max(test["bound"], 0.0))
     if curve.looks is not None:
-        return (f"At the level of the search's single test, {100 * test['confidence']:.1f}% over all looks, it loses "
-                f"at most {points(max(test['bound'], 0.0))} points.")
+        return (f"At the level of the search's single test, {100 * test['confidence']:.1f}% over all looks, it "
+                f"{loses}.")
     order = ", ".join(Arm("", test["freeze_depth"]).name.removeprefix("depth ") for test in safe.tested)
     return (f"Tested in the order of a bisection ({order}), each at {100 * test['confidence']:.1f}%, so that the "
-            f"verdict as a whole has 95%: at that level it loses at most {points(max(test['bound'], 0.0))} points.")
+            f"verdict as a whole has 95%: at that level it {loses}.")
 
 
 def _deeper(curve: Curve, safe: verdict.Safe) -> str:
@@ -197,22 +206,24 @@ def _no_verdict(curve: Curve, margin: float) -> tuple[str, str]:
     if deepest is None:
         best = max(curve.points, key=lambda p: curve.sign * p.interval.estimate)
         return (headline, f"The best of what was tried is {best.arm.name} with {curve.metric} "
-                                f"{percent(best.interval.estimate)}{_between(best.interval)}.")
+                                f"{curve.amounts.level(best.interval.estimate)}{_between(curve, best.interval)}.")
     change = _change(deepest, curve)
     return (headline, f"Freezing {depth_phrase(curve, deepest)} changes {curve.metric} by "
-                            f"{signed(change.estimate)} points{_range(change)}.")
+                            f"{curve.amounts.change(change.estimate)}{_range(curve, change)}.")
 
 
-def _between(interval: stats.Interval) -> str:
+def _between(curve: Curve, interval: stats.Interval) -> str:
     if math.isnan(interval.low):
         return " (one or two seeds: no interval)"
-    return f" (95% interval {percent(interval.low)} to {percent(interval.high)}{_tag(interval)})"
+    low, high = map(curve.amounts.level, (interval.low, interval.high))
+    return f" (95% interval {low} to {high}{_tag(interval)})"
 
 
-def _range(interval: stats.Interval) -> str:
+def _range(curve: Curve, interval: stats.Interval) -> str:
     if math.isnan(interval.low):
         return " (two seeds: no interval)"
-    return f" (95% interval {signed(interval.low)} to {signed(interval.high)}{_tag(interval)})"
+    low, high = map(curve.amounts.signed, (interval.low, interval.high))
+    return f" (95% interval {low} to {high}{_tag(interval)})"
 
 
 def _tag(interval: stats.Interval) -> str:

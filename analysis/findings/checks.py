@@ -12,7 +12,7 @@ import numpy as np
 from analysis.findings import checks_tuning, looks, premises
 from analysis.findings.across import Across
 from analysis.findings.curves import Curve
-from analysis.findings.words import count, names, percent, seeds
+from analysis.findings.words import count, names, seeds
 from analysis.load.groups import distinct
 from analysis.load.records import Loaded
 from analysis.statistics import stats
@@ -110,7 +110,7 @@ def collapsed_seeds(curve: Curve) -> Iterator[str]:
         lost = [seed for seed, g in zip(point.measured.seeds, gain, strict=True) if g < premises.COLLAPSED * typical]
         if typical > 0 and lost:
             yield (f"{point.arm.name}: {seeds(lost)} collapsed to the baseline "
-                   f"({percent(curve.baseline)}) while the median seed did not; counted as they are")
+                   f"({curve.amounts.level(curve.baseline)}) while the median seed did not; counted as they are")
 
 
 def failed_trials(curve: Curve) -> Iterator[str]:

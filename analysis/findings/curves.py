@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.amounts import Amounts, amounts
 from analysis.load.adaptive import AdaptivePlan
 from analysis.load.protocol import Choice, Protocol, baseline_value
 from analysis.load.records import Arm, Trial
@@ -153,6 +154,11 @@ class Curve:
     def sign(self) -> int:
         """1 where more is better, -1 where less is."""
         return 1 if higher_is_better(self.metric) else -1
+
+    @property
+    def amounts(self) -> Amounts:
+        """How amounts of the metric are told."""
+        return amounts(self.metric)
 
     @property
     def reference(self) -> Point | None:

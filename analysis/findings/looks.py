@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from analysis.findings.curves import Curve, Point, difference
-from analysis.findings.words import count, points, seeds
+from analysis.findings.words import count, seeds
 from analysis.load.adaptive import AdaptivePlan
 from analysis.load.records import Arm
 from analysis.statistics import sequential
@@ -78,12 +78,12 @@ def _at_hand(curve: Curve, found: Searched, depth: int) -> str:
     name, decision = Arm("", depth).subject, found.last.get(depth)
     if decision is None:
         return f"{name} comes next and has not been looked at"
-    return (f"{name} is not decided: it {_loses(decision)} after {count(decision.seeds, 'seed')}; "
+    return (f"{name} is not decided: it {_loses(curve, decision)} after {count(decision.seeds, 'seed')}; "
             f"{count((decision.next_seeds or 0) - decision.seeds, 'more seed')} are next")
 
 
-def _loses(decision: Decision) -> str:
-    return f"loses {points(decision.estimate)} points, at most {points(decision.bound)}"
+def _loses(curve: Curve, decision: Decision) -> str:
+    return curve.amounts.loses_plainly(decision.estimate, decision.bound)
 
 
 def _against(curve: Curve, depth: int, decision: Decision, plan: AdaptivePlan) -> str:
@@ -95,10 +95,11 @@ def _against(curve: Curve, depth: int, decision: Decision, plan: AdaptivePlan) -
         point = next(p for p in curve.depths if p.arm.freeze_depth == depth)
         return f"is not shown safe: {_lost(curve, point)}; a lost seed can only flatter, so it was given up {after}"
     if decision.state == "unsafe":
-        return f"is too deep: it loses {points(decision.estimate)} points, at least {points(decision.lower)}, {after}"
+        loses = curve.amounts.loses_plainly(decision.estimate, decision.lower, "at least")
+        return f"is too deep: it {loses}, {after}"
     if decision.next_seeds is None:
-        return f"is not shown safe: it {_loses(decision)} after all of {plan.max_seeds} seeds"
-    return (f"is not shown safe: it {_loses(decision)} {after}, and was given up because the chance that "
+        return f"is not shown safe: it {_loses(curve, decision)} after all of {plan.max_seeds} seeds"
+    return (f"is not shown safe: it {_loses(curve, decision)} {after}, and was given up because the chance that "
             f"{plan.max_seeds} seeds would show it was {decision.chance:.0%}")
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from analysis.amounts import amounts_of
 from analysis.findings import verdict
 from analysis.findings.answer import where
 from analysis.findings.curves import Curve
-from analysis.findings.words import count, margin_text, points
+from analysis.findings.words import count
 from analysis.statistics import metrics, sequential
 from analysis.statistics.bisection import tests_needed
 
@@ -83,9 +84,9 @@ def _verdict(curve: Curve, margins: Sequence[float]) -> Iterator[str]:
         return
     each = 100 * (1 - verdict.test_level(curve))
     most = tests_needed(len(verdict.sequence(curve) if curve.looks is None else curve.looks.candidates))
-    yield (f"A depth counts as safe if the one-sided bound of its loss against full fine-tuning is at most "
-           f"{' or '.join(margin_text(margin) for margin in margins)}; depths were tested in the order of a bisection, "
-           f"each at {each:.3g}% (Bonferroni over at most {most} tests), so that "
+    yield (f"A depth counts as safe if the one-sided bound of {curve.amounts.its_loss} against full fine-tuning is "
+           f"at most {' or '.join(curve.amounts.margin(margin) for margin in margins)}; depths were tested in the "
+           f"order of a bisection, each at {each:.3g}% (Bonferroni over at most {most} tests), so that "
            "the chance of naming a depth that loses more is at most 5%. Differences are otherwise reported with Holm's "
            "adjustment.")
     if curve.looks is not None:
@@ -110,7 +111,8 @@ def scope(summary: dict[str, Any]) -> str:
              f"{_each(summary['n_examples'], _thousands)} test rows",
              _each(summary["interval_method"])]
     if summary["detectable_margin"] is not None and not isinstance(summary["detectable_margin"], list):
-        parts.append(f"detectable margin {points(summary['detectable_margin'])} points (80% power)")
+        margin = amounts_of(summary["metric"]).amount(summary["detectable_margin"])
+        parts.append(f"detectable margin {margin} (80% power)")
     return " · ".join(parts)
 
 

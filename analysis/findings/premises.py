@@ -14,7 +14,7 @@ from typing import Any
 
 from analysis.findings.checks_tuning import LEARNING_RATES, ends_at_best, tried_values
 from analysis.findings.curves import Curve, Point, difference
-from analysis.findings.words import margin_text, points, seeds
+from analysis.findings.words import seeds
 from analysis.load.records import Arm, Trial, flatten
 from analysis.statistics import stats
 from analysis.statistics.metrics import BY_WORD, TAGGED
@@ -127,7 +127,7 @@ def better_than_reference(curve: Curve) -> list[Point]:
 def weak_reference(curve: Curve) -> Iterator[str]:
     if better := better_than_reference(curve):
         best = better[0]
-        yield (f"full fine-tuning is {points(-best.loss.estimate)} points worse than {best.arm.name}, more than "
+        yield (f"full fine-tuning is {curve.amounts.worse_than(-best.loss.estimate)} {best.arm.name}, more than "
                f"chance: it may not be as good as it can be, and what freezing loses against it is in doubt"
                f"{_evidence(curve, best)}")
 
@@ -186,8 +186,8 @@ def against_best(curve: Curve, point: Point, best: Point) -> str:
     if found is None:
         return ""
     bound = curve.upper(found[0])
-    return (f"Against {best.arm.name}, the best arm, it loses {points(found[0].estimate)} points, at most "
-            f"{points(bound)} (95% confidence).")
+    return (f"Against {best.arm.name}, the best arm, it "
+            f"{curve.amounts.loses_plainly(found[0].estimate, bound)} (95% confidence).")
 
 
 # -- a margin that means nothing ---------------------------------------------------------------------------------------
@@ -202,13 +202,13 @@ def vacuous_margin(curve: Curve, margin: float) -> str | None:
     by_word = curve.baseline_kind == BY_WORD
     if gain <= 0:
         named = f" ({BY_WORD})" if by_word else ""
-        below = f"{points(-gain)} points below it" if gain < 0 else "it gets the same"
+        below = curve.amounts.on_worse_side(-gain) if gain < 0 else "it gets the same"
         return (f"full fine-tuning does not beat the baseline{named} in {curve.metric} ({below}), so that there is "
                 f"nothing that freezing could lose{_other_metric(curve)}")
     answer = "giving each word its most frequent tag" if by_word else "an answer that never reads the text"
-    return (f"a margin of {margin_text(margin)} is not clearly below what full fine-tuning gains over the baseline "
-            f"({points(gain)} points of {curve.metric}): {answer} would nearly pass"
-            f"{_other_metric(curve)}, or a margin of about {100 * MEANINGFUL_SHARE * gain:.2g} points ("
+    return (f"a margin of {curve.amounts.margin(margin)} is not clearly below what full fine-tuning gains over the "
+            f"baseline ({curve.amounts.of_metric(gain)}): {answer} would nearly pass"
+            f"{_other_metric(curve)}, or a margin of about {curve.amounts.about(MEANINGFUL_SHARE * gain)} ("
             f"{MEANINGFUL_SHARE:.0%} of the gain); the kept share of the gain is in its own table")
 
 

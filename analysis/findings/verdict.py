@@ -10,7 +10,6 @@ import numpy as np
 
 from analysis.findings import looks, premises
 from analysis.findings.curves import Curve, Measured, Point, difference
-from analysis.findings.words import loses, points
 from analysis.load.records import Arm
 from analysis.statistics import bisection, power, stats
 from analysis.statistics.stats import Parts
@@ -24,7 +23,7 @@ class Test(NamedTuple):
     """
 
     freeze_depth: int | None
-    bound: float | None  # fraction of the metric; None where no bound can be given
+    bound: float | None  # in the metric's unit (a share: a fraction); None where no bound can be given
     confidence: float
     safe: bool
     seeds: int  # of the depth's test
@@ -36,7 +35,7 @@ class Safe(NamedTuple):
     `tested` are the tests in order; `every_depth_up_to`: all shallower ones that were tried are shown to lose no more.
     """
 
-    margin: float  # fraction of the metric
+    margin: float  # in the metric's unit (a share: a fraction)
     confidence: float  # of the verdict as a whole
     freeze_depth: int | None
     reason: str
@@ -198,12 +197,11 @@ def _candidates(curve: Curve) -> Sequence[Point | None]:
 def _why_not(curve: Curve, point: Point, bound: float, confidence: float, margin: float) -> str:
     """Why a depth that was tested is not shown safe, and what would decide it."""
     assert point.loss is not None
-    most = "at most" if point.loss.estimate >= 0 else "yet may lose up to"
-    text = (f"{point.arm.subject} is not shown safe: it {loses(point.loss.estimate)}, "
-            f"{most} {points(bound)} at the verdict's own level of {100 * confidence:.1f}% per test")
+    text = (f"{point.arm.subject} is not shown safe: it {curve.amounts.bounded(point.loss.estimate, bound)} "
+            f"at the verdict's own level of {100 * confidence:.1f}% per test")
     least = curve.lower(point.loss, confidence)
     if least > margin:
-        return f"{text} and at least {points(least)}: it is too deep"
+        return f"{text} and at least {curve.amounts.number(least)}: it is too deep"
     needed = power.what_would_show(point.loss, curve.n_examples or 0, margin, curve.population, confidence)
     return f"{text}; {needed}"
 
@@ -237,8 +235,8 @@ def compare_to_full(curve: Curve) -> list[Comparison]:
     full = curve.reference
     if full is None:
         return []
-    name = _named(curve, full.arm)
-    return _compared([(_named(curve, point.arm), name, point.measured, full.measured)
+    name = named(curve, full.arm)
+    return _compared([(named(curve, point.arm), name, point.measured, full.measured)
                       for point in curve.shown if point is not full], curve)
 
 
@@ -249,7 +247,7 @@ def compare_curves(curves: Sequence[Curve]) -> list[Comparison]:
         for point in other.points:
             base = next((p for p in first.points if p.arm == point.arm), None)
             if base is not None:
-                pairs.append((_named(other, point.arm), _named(first, base.arm), point.measured, base.measured))
+                pairs.append((named(other, point.arm), named(first, base.arm), point.measured, base.measured))
     return _compared(pairs, first)
 
 
@@ -280,7 +278,8 @@ def _cross_check(x: Measured, y: Measured) -> tuple[float, float, float]:
     return *stats.crossed_bootstrap(a - b, np.random.default_rng(0)), math.nan
 
 
-def _named(curve: Curve, arm: Arm) -> str:
+def named(curve: Curve, arm: Arm) -> str:
+    """An arm in a comparison, with its curve where there are several."""
     return f"{arm.name} ({curve.name})" if curve.name else arm.name
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from analysis.figures.plots import FRACTIONS
+from analysis.amounts import Amounts, amounts, amounts_of, has_points, points
 from analysis.findings.curves import Curve
-from analysis.findings.words import margin_text, points, signed
+from analysis.findings.verdict import named
 from analysis.load.groups import TUNED_KNOBS
 
 DASH = "–"
@@ -44,7 +44,7 @@ class Table(NamedTuple):
 
 def make_tables(summary: dict[str, Any], curves: Sequence[Curve]) -> list[Table]:
     found = [*across_tables(summary), curve_table(summary, curves), verdict_table(summary), looks_table(summary),
-             comparison_table(summary), kept_table(summary), cost_table(summary), pessimistic_table(summary),
+             comparison_table(summary, curves), kept_table(summary), cost_table(summary), pessimistic_table(summary),
              correlation_table(summary), settings_table(curves)]
     return [table.without_empty_columns() for table in found if table.rows]
 
@@ -98,7 +98,7 @@ def _metric_column(summary: dict[str, Any]) -> list[str]:
     metric = summary["metric"]
     if isinstance(metric, list):
         return ["metric", "test result"]
-    return [f"{metric} (%)" if metric in FRACTIONS else metric]
+    return [amounts(metric).drawn_name]
 
 
 def _metric_cell(summary: dict[str, Any], entry: dict[str, Any]) -> list[Cell]:
@@ -106,15 +106,23 @@ def _metric_cell(summary: dict[str, Any], entry: dict[str, Any]) -> list[Cell]:
     return [Cell(metric[summary["curves"].index(entry["curve"])])] if isinstance(metric, list) else []
 
 
-def level(summary: dict[str, Any], value: float | None) -> Cell:
-    """A metric's level: percent where it is a fraction."""
+def _amounts(summary: dict[str, Any], entry: dict[str, Any]) -> Amounts:
+    """How amounts of an entry's curve are told."""
+    metric = summary["metric"]
+    return amounts(metric[summary["curves"].index(entry["curve"])] if isinstance(metric, list) else metric)
+
+
+def level(summary: dict[str, Any], entry: dict[str, Any], name: str) -> Cell:
+    """A metric's level: percent where it is a fraction, and all curves have the one metric."""
+    value, own = entry[name], _amounts(summary, entry)
     if value is None:
         return Cell(DASH)
-    return Cell(f"{100 * value:.1f}" if metric_of(summary) in FRACTIONS else f"{value:.4f}", value)
+    together = amounts_of(metric_of(summary)) if has_points(own.metric) else own
+    return Cell(together.cell(value), value)
 
 
-def change(value: float | None) -> Cell:
-    return Cell(DASH) if value is None else Cell(signed(value), value)
+def change(own: Amounts, value: float | None) -> Cell:
+    return Cell(DASH) if value is None else Cell(own.signed(value), value)
 
 
 def p_cell(value: float | None) -> Cell:
@@ -154,21 +162,24 @@ def _curve_cell(entry: dict[str, Any]) -> list[Cell]:
 
 def curve_table(summary: dict[str, Any], curves: Sequence[Curve]) -> Table:
     knobs = [name for name in TUNED_KNOBS if any(name in curve.protocol.group.tuned for curve in curves)]
+    together = amounts_of(summary["metric"])
     by_strategy, order = any(curve.by_strategy for curve in curves), _order(curves)
     word = "strategy" if by_strategy else "depth"
     columns = [*_curve_column(summary), "strategy" if by_strategy else "frozen", *_metric_column(summary),
-               "95% low", "95% high", "seeds",
-               "loses (points)", "at most", *knobs, "trainable (M)", "training (s)", "alone (s)", "memory (GB)"]
+               "95% low", "95% high", "seeds", together.column, "at most", *knobs, "trainable (M)", "training (s)",
+               "alone (s)", "memory (GB)"]
     seconds = scaled(1, 1)
     rows = [[
         *_curve_cell(e), arm_cell(e, by_strategy), *_metric_cell(summary, e),
-        *(level(summary, e[k]) for k in ("estimate", "low", "high")),
-        Cell(str(len(e["values"])), len(e["values"])), _loss(e["loss"]), _loss(e["loss_at_most"]),
+        *(level(summary, e, k) for k in ("estimate", "low", "high")),
+        Cell(str(len(e["values"])), len(e["values"])),
+        *(_loss(e[k], _amounts(summary, e)) for k in ("loss", "loss_at_most")),
         *(plain(e.get(k)) for k in knobs), scaled(1e6, 2)(e["trainable_parameters"]),
         seconds(e["train_seconds"]), seconds(e["alone_seconds"]), scaled(1e9, 2)(e["peak_memory_bytes"]),
     ] for e in sorted(summary["curve"], key=lambda e: order[e.get("curve", ""), e["strategy"]])]
     note = (f"Each {word}'s setting, chosen on validation, measured on test. “at most” is the one-sided 95% bound of "
-            "the loss against full fine-tuning. “alone” is the training time of a trial that shares no activations.")
+            f"{together.the_loss} against full fine-tuning. “alone” is the training time of a trial that shares no "
+            "activations.")
     return Table("curve", "The curve", note, columns, rows)
 
 
@@ -178,36 +189,40 @@ def _order(curves: Sequence[Curve]) -> dict[tuple[str, str], int]:
     return {key: place for place, key in enumerate(shown)}
 
 
-def _loss(value: float | None) -> Cell:
-    return Cell(DASH) if value is None else Cell(points(value), value)
+def _loss(value: float | None, own: Amounts | None = None) -> Cell:
+    """Over tasks in points or in percent of the gain, of one curve as its metric is told."""
+    return Cell(DASH) if value is None else Cell(own.number(value) if own else points(value), value)
 
 
 def verdict_table(summary: dict[str, Any]) -> Table:
-    rows = [[*_curve_cell(e), Cell(margin_text(e["margin"]), e["margin"]),
-             Cell(DASH) if e["reason"].startswith("no verdict") else _depth(e["freeze_depth"]), _tests(e),
+    rows = [[*_curve_cell(e), Cell(_amounts(summary, e).margin(e["margin"]), e["margin"]),
+             Cell(DASH) if e["reason"].startswith("no verdict") else _depth(e["freeze_depth"]),
+             _tests(e, _amounts(summary, e)),
              Cell(e["reason"])] for e in summary["deepest_safe_freeze"]]
-    note = ("The deepest depth that is shown to lose at most the margin. Depths are tested in the order of a "
+    together = amounts_of(summary["metric"])
+    note = (f"The deepest depth that is shown to {together.to_lose('the margin')}. Depths are tested in the order of a "
             "bisection, each with a one-sided bound at 5% divided by the number of tests that may be made: all "
             "together are wrong in at most 5%." + (LOOKS if summary["adaptive"] else ""))
-    columns = [*_curve_column(summary), "margin", "freeze", "tested (loses at most, points)", "why not deeper"]
+    columns = [*_curve_column(summary), "margin", "freeze", f"tested ({together.bound_column})", "why not deeper"]
     return Table("verdict", "Deepest safe freeze", note, columns, rows)
 
 
 def looks_table(summary: dict[str, Any]) -> Table:
     """Every look of an adaptive sweep."""
-    rows = [[*_curve_cell(search), _depth(e["freeze_depth"]), Cell(str(e["seeds"]), e["seeds"]), _loss(e["estimate"]),
-             _loss(e["lower"]), _loss(e["bound"]), Cell(f"{100 * e['confidence']:.2f}%", e["confidence"]),
+    rows = [[*_curve_cell(search), _depth(e["freeze_depth"]), Cell(str(e["seeds"]), e["seeds"]),
+             *(_loss(e[k], _amounts(summary, search)) for k in ("estimate", "lower", "bound")),
+             Cell(f"{100 * e['confidence']:.2f}%", e["confidence"]),
              Cell("too deep" if e["state"] == "unsafe" else e["state"])]
             for search in summary["adaptive"] for e in search["decisions"]]
     return Table("looks", "What each look said", "In the order in which depths were looked at. “level” is the nominal "
                  "one of the look; over all looks of a depth together the bounds hold at the level of its test.",
-                 [*_curve_column(summary), "frozen", "seeds", "loses (points)", "at least", "at most", "level",
-                  "decision"], rows)
+                 [*_curve_column(summary), "frozen", "seeds", amounts_of(summary["metric"]).column, "at least",
+                  "at most", "level", "decision"], rows)
 
 
-def _tests(entry: dict[str, Any]) -> Cell:
+def _tests(entry: dict[str, Any], own: Amounts) -> Cell:
     """'depth 3 (0.6, safe), then depth 5 (1.7, not shown)'."""
-    told = [f"{_depth(test['freeze_depth']).text} ({DASH if test['bound'] is None else points(test['bound'])}, "
+    told = [f"{_depth(test['freeze_depth']).text} ({DASH if test['bound'] is None else own.number(test['bound'])}, "
             f"{'safe' if test['safe'] else 'not shown'})" for test in entry["tested"]]
     return Cell(", then ".join(told) or DASH)
 
@@ -224,14 +239,17 @@ def kept_table(summary: dict[str, Any]) -> Table:
                  [*_curve_column(summary), "keeps", "freeze", "why not deeper"], rows)
 
 
-def comparison_table(summary: dict[str, Any]) -> Table:
+def comparison_table(summary: dict[str, Any], curves: Sequence[Curve]) -> Table:
+    told = {named(curve, point.arm): curve.amounts for curve in curves for point in curve.points}
     rows = [[
-        Cell(e["a"]), Cell(e["b"]), *(change(e[k]) for k in ("difference", "low", "high")),
-        p_cell(e["p_value"]), p_cell(e["p_adjusted"]), change(e["bootstrap_low"]), change(e["bootstrap_high"]),
+        Cell(e["a"]), Cell(e["b"]), *(change(told[e["a"]], e[k]) for k in ("difference", "low", "high")),
+        p_cell(e["p_value"]), p_cell(e["p_adjusted"]),
+        *(change(told[e["a"]], e[k]) for k in ("bootstrap_low", "bootstrap_high")),
         p_cell(e["mcnemar_p"]), Cell(e["note"] or DASH)] for e in summary["comparisons"]]
-    return Table("comparisons", "Comparisons", "Differences in points, a minus b. p is two-sided and agrees with the "
-                 "interval; Holm's adjustment is over the family. The crossed bootstrap is a cross-check, McNemar's "
-                 "test is for two single checkpoints only.",
+    differences = amounts_of(summary["metric"]).differences
+    return Table("comparisons", "Comparisons", f"Differences {differences}, a minus b. p is two-sided and agrees with "
+                 "the interval; Holm's adjustment is over the family. The crossed bootstrap is a cross-check, "
+                 "McNemar's test is for two single checkpoints only.",
                  ["a", "b", "difference", "95% low", "95% high", "p", "p (Holm)", "bootstrap low", "bootstrap high",
                   "McNemar p", "note"], rows)
 
@@ -246,7 +264,7 @@ def cost_table(summary: dict[str, Any]) -> Table:
 
 def pessimistic_table(summary: dict[str, Any]) -> Table:
     rows = [[*_curve_cell(e), arm_cell(e), *_metric_cell(summary, e),
-             *(level(summary, e[k]) for k in ("estimate", "low", "high"))]
+             *(level(summary, e, k) for k in ("estimate", "low", "high"))]
             for e in summary["lost_seeds_at_baseline"]]
     return Table("lost-seeds", "Lost seeds counted at the baseline", "Seeds that failed, were pruned or never ran.",
                  [*_curve_column(summary), "frozen", *_metric_column(summary), "95% low", "95% high"], rows)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from analysis.findings.words import signed
+from analysis.amounts import amounts
 from analysis.simulate import narrowest
 from analysis.simulate.planted import PLANTED, Planted
 from analysis.simulate.worlds import ACCURACY, SEEDS, World, error, header, percent, row, worlds
@@ -76,6 +76,7 @@ def metrics_table(repeats: int, rng: np.random.Generator) -> Iterator[str]:
         found = _in_a_row(world, repeats, rng)
         away += [[held.covered - held.due for held in each] for each in found.values()]
         yield from _lines(world, found)
+    signed = amounts("f1").signed
     cells = [f"{signed(np.mean(each))} ± {percent(np.std(each))}" for each in zip(*away, strict=True)]
     yield f"| all | 0% | all | coverage − due | {' | '.join(cells)} |"
     for world in every[len(sound):]:
