@@ -157,24 +157,29 @@ class OwnUnit(Amounts):
     in_unit = ""
 
     @property
+    def what(self) -> str:
+        """What is raised: 'mse', 'the loss'."""
+        return f"the {self.metric}" if self.metric == "loss" else self.metric
+
+    @property
     def differences(self) -> str:  # type: ignore[override]
         return f"in {self.metric}"
 
     @property
     def column(self) -> str:  # type: ignore[override]
-        return f"raises {self.metric} by"
+        return f"raises {self.what} by"
 
     @property
     def bound_column(self) -> str:  # type: ignore[override]
-        return f"raises {self.metric} by at most"
+        return f"raises {self.what} by at most"
 
     @property
     def its_loss(self) -> str:  # type: ignore[override]
-        return f"its rise in {self.metric}"
+        return f"its rise in {self.what}"
 
     @property
     def the_loss(self) -> str:  # type: ignore[override]
-        return f"the rise in {self.metric}"
+        return f"the rise in {self.what}"
 
     @property
     def change_axis(self) -> str:
@@ -214,7 +219,7 @@ class OwnUnit(Amounts):
 
     def loses(self, loss: float) -> str:
         """'raises mse by 0.004'; of a negative loss 'lowers mse by 0.004'."""
-        return f"{'raises' if loss > -LEAST else 'lowers'} {self.metric} by {self.number(abs(loss))}"
+        return f"{'raises' if loss > -LEAST else 'lowers'} {self.what} by {self.number(abs(loss))}"
 
     def bounded(self, loss: float, bound: float) -> str:
         """'raises mse by 0.004, at most 0.011', 'lowers mse by 0.004, yet may raise it by up to 0.003'."""
@@ -229,11 +234,11 @@ class OwnUnit(Amounts):
 
     def loses_at_most(self, bound: float, *, named: bool = False) -> str:
         """'raises mse by at most 0.053'."""
-        return f"raises {self.metric} by at most {self.number(bound)}"
+        return f"raises {self.what} by at most {self.number(bound)}"
 
     def to_lose(self, most: str, *, named: bool = False) -> str:
         """'raise mse by at most 0.01'."""
-        return f"raise {self.metric} by at most {most}"
+        return f"raise {self.what} by at most {most}"
 
     def worse_than(self, loss: float) -> str:
         """'worse by 0.023 of mse than'."""
@@ -245,21 +250,18 @@ class OwnUnit(Amounts):
 
 
 class Mixed(Amounts):
-    """The words above several metrics of which some have no points; each amount is told by its own metric's."""
-
-    differences = "in points, of a loss or an error in its own unit"
-    column = "loses (points or own unit)"
-    bound_column = "loses at most, points or own unit"
+    """The words above several metrics, some or all of which have no points; each amount is told by its own metric's."""
 
     def __init__(self, metrics: Iterable[str]):
         self.each = [amounts(metric) for metric in metrics]
         super().__init__(" / ".join(one.metric for one in self.each))
+        unit = "points or own unit" if any(has_points(one.metric) for one in self.each) else "own unit"
+        self.column, self.bound_column = f"loses ({unit})", f"loses at most, {unit}"
+        self.differences = f"in {unit}"
 
-    def margin(self, margin: float) -> str:
+    def margin_of(self, margin: float) -> str:
         """'1 point / 0.01 of mse'."""
         return " / ".join(dict.fromkeys(one.margin_of(margin) for one in self.each))
-
-    margin_of = margin
 
 
 @cache

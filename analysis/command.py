@@ -21,8 +21,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", help="where the report is written; default: DIR/report of the first DIR, or "
                                              "DIR/report-overlay with several sweeps")
     parser.add_argument("--margin", type=float, action="append", metavar="FRACTION",
-                        help="loss of the metric that is tolerated, e.g. 0.01 for one point (repeatable; the first is "
-                             "the headline); default: the sweep's own `margin`")
+                        help="loss of the metric that is tolerated, e.g. 0.01 for one point, or for a rise of 0.01 "
+                             "in mse or loss (repeatable; the first is the headline); default: the sweep's own "
+                             "`margin`")
     parser.add_argument("--population", choices=["new_text", "this_test_set"], default="new_text",
                         help="what the intervals speak about: new seeds and new text (default), or new seeds on "
                              "exactly these test rows")

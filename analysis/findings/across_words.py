@@ -67,8 +67,10 @@ def _too_few(found: Across) -> Iterator[str]:
 
 def _premises(found: Across) -> Iterator[str]:
     if found.unit == "gain":
-        yield ("The metrics differ, so that a loss is counted as a share of what full fine-tuning gains over the "
-               "baseline in each.")
+        why = "The metrics differ" if found.metric is None else \
+            f"Amounts of {found.metric} are not averaged over {found.kind}s"
+        yield (f"{why}, so that a loss is counted as a share of what full fine-tuning gains over the baseline in "
+               "each.")
     if found.averaged:
         yield (f"Counted once: {'; '.join(f'{task} ({_names(names)})' for task, names in found.averaged.items())}.")
     if found.left_out:

@@ -15,7 +15,7 @@ What `finetune sweep --adaptive` leaves in `sweep.json`, for the report and for 
 
     "adaptive": {
       "candidates": [-1, 1, …, L],      depths in the order of what is frozen, without 0
-      "margin": 0.01, "alpha": 0.05, "max_seeds": 20, "population": "new_text",
+      "margin": 0.01, "alpha": 0.05, "max_seeds": 20, "metric": "accuracy", "population": "new_text",
       "seeds": [3, 4, …],               the fresh seeds in the order in which looks use them; max_seeds of them
       "decisions": [                    one per look that was taken, in order; a depth's last one stands
         {"freeze_depth": 6, "look": 1, "seeds": 5, "state": "undecided" | "safe" | "unsafe" | "futile",
@@ -25,7 +25,7 @@ What `finetune sweep --adaptive` leaves in `sweep.json`, for the report and for 
 
 `decisions` can be computed from the records at any time (`paired.losses`, then `decide`, on the first 5, 7, … of
 `seeds`); the file is what was decided when. Tuning ties go to the smaller setting_id, as in the report. Estimates and
-bounds are fractions of the metric, positive where freezing loses.
+bounds are in the metric's unit (a share: fractions), positive where freezing loses.
 """
 
 from __future__ import annotations

@@ -137,7 +137,8 @@ def test_more_than_one_question_is_refused(tmp_path):
 def test_a_depth_without_any_result_is_undecided():
     from analysis.statistics.sequential import without_result
 
-    assert look_text(3, without_result(), 6) == "depth 3 of 6: undecided, since none of its tuning trials has a result"
+    assert look_text(3, without_result(), 6, "accuracy") == (
+        "depth 3 of 6: undecided, since none of its tuning trials has a result")
 
 
 def test_a_dry_run_counts_what_it_takes_beside_the_grid(tmp_path):

@@ -74,7 +74,8 @@ class AdaptiveSweep:
         """Say what is new, and keep sweep.json as it stands."""
         self._known = (path, evidence)
         self.board.deciding = deciding(self.space, path)
-        lines = [f"adaptive: {look_text(depth, decision, self.space.num_layers)}" for depth, decision in path.decisions]
+        lines = [f"adaptive: {look_text(depth, decision, self.space.num_layers, self.space.metric)}"
+                 for depth, decision in path.decisions]
         for line in lines[len(self._said):]:
             self.view.say(line)
         self._said = lines

@@ -35,7 +35,7 @@ class Space:
     tuning: Mapping[int, Mapping[str, Mapping[int, Candidate]]]
     tuning_seeds: tuple[int, ...]
     fresh: tuple[int, ...]
-    margin: float  # fraction of the metric
+    margin: float  # in the metric's unit (a share: a fraction)
     max_seeds: int
     tuned_by: str  # the validation metric that chooses
     tuned_upwards: bool
