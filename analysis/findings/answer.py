@@ -221,7 +221,7 @@ def _between(curve: Curve, interval: stats.Interval) -> str:
 
 def _range(curve: Curve, interval: stats.Interval) -> str:
     if math.isnan(interval.low):
-        return " (two seeds: no interval)"
+        return " (two seeds: no interval)" if interval.tag == "two seeds" else " (no interval)"
     low, high = map(curve.amounts.signed, (interval.low, interval.high))
     return f" (95% interval {low} to {high}{_tag(interval)})"
 

@@ -206,14 +206,14 @@ def ending_content(ending: Ending, output_dir: Path) -> dict[str, Any]:
 
 def closing(ending: Ending, output_dir: Path) -> str:
     """The closing table for people."""
-    from finetune.sweep.view.board import duration, label_of
+    from finetune.sweep.view.board import duration, label_of, shown_value
     from finetune.sweep.view.live import counts_of
 
     lines = [f"{counts_of(board)} · {duration(board.summary()['running_seconds'])}" for board in ending.boards]
     for choice in ending.chosen:
         label = label_of(choice.values, [name for name in ending.searched if name != "seed"])
-        lines.append(f"  chosen for {choice.kind}: {label} (mean {choice.mean:.4f} over {len(choice.seeds)} seeds, "
-                     f"best of {choice.rivals})")
+        lines.append(f"  chosen for {choice.kind}: {label} (mean {shown_value(choice.mean)} over "
+                     f"{len(choice.seeds)} seeds, best of {choice.rivals})")
     if ending.adaptive and (unused := ending.adaptive["trained_ahead_unused"]):
         lines.append(f"{unused} trials were trained ahead of a decision that then did not need them")
     if ending.failures:
@@ -223,5 +223,6 @@ def closing(ending: Ending, output_dir: Path) -> str:
             more = len(ending.failures) - _SHOWN_FAILURES
             lines.append(f"  … and {more} more; see finetune status {shlex.quote(str(output_dir))}")
         lines.append("Run the same command again to try the failed trials again.")
-    lines.append(f"Next: finetune report {shlex.quote(str(output_dir))}")
+    others = " and the directories of the other machines" if any(b.elsewhere for b in ending.boards) else ""
+    lines.append(f"Next: finetune report {shlex.quote(str(output_dir))}{others}")
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune.display import plain
 from finetune.errors import Interrupted
-from finetune.sweep.view.board import Board
+from finetune.sweep.view.board import Board, shown_value
 from finetune.sweep.view.live import progress_of
 from finetune.trial.events import Observer, Verdict
 
@@ -52,7 +52,7 @@ class BarView:
                                  desc=f"{plain(board.name, 30)} ({board.phase})")
             self._phase = board.phase
         self._bar.total, self._bar.n = board.total, board.ended
-        best = f"best {board.metric} {board.best[0]:.4f}; " if board.best is not None else ""
+        best = f"best {board.metric} {shown_value(board.best[0])}; " if board.best is not None else ""
         self._bar.set_postfix_str(best + "; ".join(f"{trial.label}: {progress_of(trial)}"
                                                    for _, trial in sorted(board.running.items())), refresh=True)
 

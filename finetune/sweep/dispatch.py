@@ -23,7 +23,7 @@ from finetune.sweep.plan import Description, Plan, SweepOptions
 from finetune.sweep.search.search import Search
 from finetune.sweep.search.trials import TakenOver, Ticket, outcome_of
 from finetune.sweep.spare_time import SpareTime
-from finetune.sweep.view.board import Board, Running, label_of
+from finetune.sweep.view.board import Board, Running, label_of, shown_value
 from finetune.sweep.view.live import View
 from finetune.sweep.workers.pool import Worker
 from finetune.sweep.workers.team import Event, Team
@@ -388,7 +388,7 @@ class Dispatcher:
         self.board.durations[kind].append(seconds)
         if value is not None:
             self.board.offer_best(value, assignment.label)
-        shown = "" if value is None else f" {self.board.metric} {value:.4f}"
+        shown = "" if value is None else f" {self.board.metric} {shown_value(value)}"
         self.view.say(f"{assignment.label}:{shown} in {seconds:.0f} s")
 
     def _give_up(self, ticket: Ticket, label: str, reason: str) -> None:

@@ -33,6 +33,7 @@ from finetune.sweep.workers.team import Team
 PROBE_ROWS = 64  # per split
 PROBE_BATCH = 32  # rows per step at most: one step of a big batch would take as long as several trials
 MOST_PROBES = 12  # more kinds than that take the mean of these
+GRID_SEEDS = 10  # fresh ones per depth, of the grid that an adaptive sweep is compared with
 SHOWN = 40
 RECORD_BYTES = 30_000
 FLOAT32_BYTES = 4
@@ -235,7 +236,9 @@ def _forecast(plan: Plan, options: SweepOptions, probes: Mapping[tuple, Probe]) 
 def _adaptive(plan: Plan, options: SweepOptions) -> dict[str, int]:
     """Without what is trained ahead."""
     space = space_of(plan, options.max_seeds)
-    return sequential.plan(len(space.candidates), space.settings, len(space.tuning_seeds), space.max_seeds)._asdict()
+    reckoned = sequential.plan(len(space.candidates), space.settings, len(space.tuning_seeds), space.max_seeds)
+    # The grid's own number: where a knob acts on nothing, a depth has fewer settings than another.
+    return {**reckoned._asdict(), "grid": len(plan.candidates) + GRID_SEEDS * len(space.tuning)}
 
 
 def _is_done(store: RecordStore, trial_id: str) -> bool:

@@ -123,7 +123,15 @@ class Plan:
                          f"only in knobs that act on nothing there ({names})")
         if self.open_ended and self.spec.run_cap is None:
             lines.append("no run_cap: the search goes on until it is stopped (Ctrl-C)")
-        return lines + self._data_notes()
+        return lines + self._metric_notes() + self._data_notes()
+
+    def _metric_notes(self) -> list[str]:
+        """Where the search looks at one metric, and everything else at another."""
+        others = sorted({content["metric"] for content in (d.content for d in self.descriptions.values())
+                         if content.get("metric") and self.spec.metric and content["metric"] != self.spec.metric.key})
+        return [f"the sweep compares settings by {self.spec.metric.name}, but a trial's best epoch, the margin and the "
+                f"report's verdict go by {other}; --set metric_for_best_model={self.spec.metric.key} makes them one"
+                for other in others]
 
     def _data_notes(self) -> list[str]:
         """What was noticed in the data, once for all trials."""

@@ -132,6 +132,7 @@ class Sweep:
         try:
             dispatcher.run()
             spare.end()
+            board.elsewhere = search.ended_elsewhere(dispatcher.finished)
         finally:
             board.finished = time.monotonic()
             view.write(board, ended=True)

@@ -8,7 +8,7 @@ import pytest
 import sweeps
 from finetune.errors import ConfigError
 from finetune.sweep.estimate import dry_run
-from finetune.sweep.plan import SweepOptions
+from finetune.sweep.plan import Description, Plan, SweepOptions
 from finetune.sweep.spec.schema import parse_spec
 from finetune.sweep.view.live import PlainView
 
@@ -79,3 +79,15 @@ def test_a_bad_point_is_refused_before_anything_is_timed(tmp_path, capfd):
         dry_run(parse_spec(standins(freeze_depth={"values": [0, 9]}), default_name="toy"),
                 SweepOptions(tmp_path / "runs", workers=1, task="sweep_standin"), PlainView())
     assert "timing" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("metrics, noted", [({"pearson"}, True), ({"mse"}, False), (set(), False)])
+def test_a_search_by_another_metric_than_the_verdict_s_is_noted(metrics, noted):
+    searched = parse_spec({"method": "grid", "metric": {"name": "validation/mse", "goal": "minimize"},
+                           "parameters": {"seed": {"values": [1, 2]}}}, default_name="toy")
+    facts = {"trial_id": "t", "setting_id": "s", "strategy": "full"}
+    descriptions = {name: Description({**facts, "metric": name}) for name in metrics}
+    notes = Plan(searched, "study", (), descriptions, {}, 1, (), False, ["seed"]).notes()
+    assert [note for note in notes if "go by" in note] == noted * [
+        "the sweep compares settings by validation/mse, but a trial's best epoch, the margin and the report's verdict "
+        "go by pearson; --set metric_for_best_model=mse makes them one"]

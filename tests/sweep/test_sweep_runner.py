@@ -17,7 +17,7 @@ from finetune.commands.sweep import closing
 from finetune.config import TrialConfig
 from finetune.errors import ConfigError, DataError, EnvironmentProblem
 from finetune.results import RecordStore
-from finetune.sweep.view.board import Board, duration, label_of
+from finetune.sweep.view.board import Board, duration, label_of, shown_value
 from finetune.sweep.view.live import RichView
 from finetune.sweep.view.status import state_of, text_of
 from finetune.sweep.workers.cards import visible_gpus, weights_at_hand
@@ -357,3 +357,21 @@ def test_labels_are_short_and_inert():
     assert label_of({"dataset_name": "a\x1b[31mb" + "x" * 90}, ["dataset_name"]) == (
         "dataset_name=a?[31mbxxxxxxxx…xxxxxxxxxxxxxxxx")
     assert (duration(44.6), duration(200), duration(7500)) == ("45s", "3m 20s", "2h 5m")
+
+
+def test_who_shares_a_sweep_is_told_how_many_trials_ended_elsewhere(tmp_path):
+    shared = {"storage": f"journal:{tmp_path / 'shared.journal'}"}
+    first = sweep(tmp_path / "first", grid(), **shared)
+    assert first.boards[0].elsewhere == 0 and first.boards[0].complete == 6
+    second = sweep(tmp_path / "second", grid(), **shared)
+    assert second.boards[0].elsewhere == 6 and second.boards[0].complete == 0
+    assert closing(second, tmp_path / "second").startswith("test (tune): 6 of 6 trials done · 6 on other machines")
+    assert closing(second, tmp_path / "second").endswith("and the directories of the other machines")
+    text = text_of(state_of(tmp_path / "second"))
+    assert "not running; 6 more trials ended on other machines" in text and "goes on where it stopped" not in text
+
+
+@pytest.mark.parametrize("value, text", [(0.7830, "0.7830"), (0.0, "0.0000"), (0.000048, "4.8e-05"), (-0.5, "-0.5000"),
+                                         (0.00123, "0.00123"), (3e6, "3000000.0000")])
+def test_small_values_are_not_shown_as_nothing(value, text):
+    assert shown_value(value) == text

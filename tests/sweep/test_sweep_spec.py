@@ -192,6 +192,16 @@ def test_a_grid_refuses_what_cannot_be_enumerated():
     assert "learning_rate = {'min': 0.1, 'max': 0.2}: " in text  # as it was written
 
 
+@pytest.mark.parametrize("name, goal, better", [("mse", "maximize", "less"), ("accuracy", "minimize", "more"),
+                                                ("loss", "maximize", "less")])
+def test_a_goal_that_looks_for_the_worst_is_a_warning(name, goal, better):
+    (warning,) = spec_of(metric={"name": f"validation/{name}", "goal": goal}).warnings
+    assert warning == (f"metric.goal is {goal}, but of validation/{name} {better} is better: the sweep looks for the "
+                       "worst")
+    other = "minimize" if goal == "maximize" else "maximize"
+    assert not spec_of(metric={"name": f"validation/{name}", "goal": other}).warnings
+
+
 def test_traps_are_accepted_with_a_warning():
     spec = spec_of(method="random", metric={"name": "validation/accuracy"},
                    parameters={"learning_rate": {"distribution": "log_uniform", "min": -10.0, "max": -5.0}})

@@ -360,6 +360,11 @@ class Search:
                 best[trial_id] = trial
         return best
 
+    def ended_elsewhere(self, here: Collection[str]) -> int:
+        """How many trials of a shared study have ended well on other machines."""
+        outcomes = self.outcomes() if self.storage.shared else {}
+        return sum(trial.state in _ENDED_WELL and trial_id not in here for trial_id, trial in outcomes.items())
+
     def keep(self, name: str, content: str) -> None:
         """Text for every coordinator of the study."""
         self.storage.patiently(lambda: self.storage.optuna.set_study_user_attr(self._study_key, name, content))

@@ -37,6 +37,7 @@ class Board:
     complete: int = 0
     pruned: int = 0
     failed: int = 0
+    elsewhere: int = 0  # ended on other machines that share the sweep
     workers: int = 1
     running: dict[int, Running] = field(default_factory=dict)
     best: tuple[float, str] | None = None
@@ -49,7 +50,7 @@ class Board:
 
     @property
     def ended(self) -> int:
-        return self.already + self.complete + self.pruned + self.failed
+        return self.already + self.complete + self.pruned + self.failed + self.elsewhere
 
     def seconds(self) -> float:
         """How long the phase has been running, or ran."""
@@ -78,7 +79,8 @@ class Board:
         now = time.monotonic()
         return {
             "name": self.name, "phase": self.phase, "metric": self.metric, "total": self.total, "already": self.already,
-            "complete": self.complete, "pruned": self.pruned, "failed": self.failed, "workers": self.workers,
+            "complete": self.complete, "pruned": self.pruned, "failed": self.failed, "elsewhere": self.elsewhere,
+            "workers": self.workers,
             "best": None if self.best is None else {"value": self.best[0], "trial": self.best[1]},
             "first_step": self.first_step, "deciding": self.deciding,
             "seconds_left": self.seconds_left(), "running_seconds": self.seconds(),
@@ -89,6 +91,11 @@ class Board:
 
 def _public(trial: Running) -> dict[str, Any]:
     return {key: value for key, value in vars(trial).items() if key not in ("since", "kind")}
+
+
+def shown_value(value: float) -> str:
+    """Of a metric or a loss: four decimals, or three digits where those would say nothing."""
+    return f"{value:.4f}" if abs(value) >= 0.005 or not value else f"{value:.3g}"
 
 
 def label_of(values: Mapping[str, Any], searched: list[str]) -> str:

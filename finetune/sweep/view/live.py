@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from finetune.sweep.view.board import Board, Running, duration
+from finetune.sweep.view.board import Board, Running, duration, shown_value
 
 PLAIN_EVERY = 30.0  # seconds between progress lines where nothing else happens
 
@@ -92,9 +92,10 @@ def counts_of(board: Board) -> str:
     of = f" of {board.total}" if board.total is not None else ""
     parts = [f"{board.name} ({board.phase}): {board.ended}{of} trials done"]
     parts += [f"{count} {word}" for count, word in ((board.already, "found on disk"), (board.pruned, "pruned"),
-                                                    (board.failed, "failed")) if count]
+                                                    (board.failed, "failed"),
+                                                    (board.elsewhere, "on other machines")) if count]
     if board.best is not None:
-        parts.append(f"best {board.metric} {board.best[0]:.4f} ({board.best[1]})")
+        parts.append(f"best {board.metric} {shown_value(board.best[0])} ({board.best[1]})")
     left = board.seconds_left()
     if left is not None and board.ended < (board.total or 0):
         parts.append(f"about {duration(left)} left")
@@ -111,4 +112,4 @@ def progress_of(trial: Running) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    return "" if value is None else shown_value(value)

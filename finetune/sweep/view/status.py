@@ -52,14 +52,14 @@ def state_of(output_dir: Path) -> dict[str, Any]:
 
 
 def text_of(state: dict[str, Any]) -> str:
-    from finetune.sweep.view.board import duration
+    from finetune.sweep.view.board import duration, shown_value
 
     counts = ", ".join(f"{count} {name}" for name, count in sorted(state["states"].items())) or "no trial has ended"
     of = f" of {state['total']}" if state["total"] else ""
     lines = [f"{state['name'] or state['output_dir']}: {sum(state['states'].values())}{of} trials ended ({counts})"]
     live = state["live"] or {}
     if live.get("best"):
-        lines.append(f"best {live['metric']} {live['best']['value']:.4f} ({live['best']['trial']})")
+        lines.append(f"best {live['metric']} {shown_value(live['best']['value'])} ({live['best']['trial']})")
     if state.get("adaptive"):
         lines += _adaptive(state["adaptive"])
     if state["running"]:
@@ -67,6 +67,9 @@ def text_of(state: dict[str, Any]) -> str:
         lines.append(f"running in process {live['pid']} on {live['host']}, phase {live['phase']}{left}")
         lines += [f"  worker {trial['worker']}: {trial['label']}, epoch {trial['epoch']}/{trial['epochs'] or '?'}"
                   + (f", loss {trial['loss']:.4f}" if trial["loss"] is not None else "") for trial in live["running"]]
+    elif live.get("elsewhere"):
+        lines.append(f"not running; {live['elsewhere']} more trials ended on other machines, whose directories "
+                     "`finetune report` reads beside this one")
     else:
         lines.append("not running; the same `finetune sweep` command goes on where it stopped")
     lines += [f"  failed: {failure['trial']}: {failure['reason']}" for failure in state["failures"][:_SHOWN_FAILURES]]
