@@ -10,8 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 # From top to bottom. A room imports from its own row and from rows below it. `analysis.statistics` is pure functions of
-# arrays, which a sweep plans and decides with, and `analysis.amounts` the words for amounts of a metric, in which it says
-# so; everything else of `analysis` stands on top.
+# arrays, which a sweep plans and decides with, `analysis.amounts` the words in which it tells them; everything else of
+# `analysis` stands on top.
 ORDER = (
     ("finetune.interface", "finetune.commands", "finetune.cli", "finetune.__main__", "finetune.train", "analysis"),
     ("finetune.sweep",),
