@@ -156,30 +156,12 @@ class OwnUnit(Amounts):
     scale = 1.0
     in_unit = ""
 
-    @property
-    def what(self) -> str:
-        """What is raised: 'mse', 'the loss'."""
-        return f"the {self.metric}" if self.metric == "loss" else self.metric
-
-    @property
-    def differences(self) -> str:  # type: ignore[override]
-        return f"in {self.metric}"
-
-    @property
-    def column(self) -> str:  # type: ignore[override]
-        return f"raises {self.what} by"
-
-    @property
-    def bound_column(self) -> str:  # type: ignore[override]
-        return f"raises {self.what} by at most"
-
-    @property
-    def its_loss(self) -> str:  # type: ignore[override]
-        return f"its rise in {self.what}"
-
-    @property
-    def the_loss(self) -> str:  # type: ignore[override]
-        return f"the rise in {self.what}"
+    def __init__(self, metric: str):
+        super().__init__(metric)
+        self.what = f"the {metric}" if metric == "loss" else metric  # that is raised
+        self.differences = f"in {metric}"
+        self.column, self.bound_column = f"raises {self.what} by", f"raises {self.what} by at most"
+        self.its_loss, self.the_loss = f"its rise in {self.what}", f"the rise in {self.what}"
 
     @property
     def change_axis(self) -> str:

@@ -45,6 +45,7 @@ from analysis.statistics.stats import Parts, Population
 State = Literal["safe", "unsafe", "futile", "undecided"]
 ALPHA = 0.05  # of the verdict as a whole
 MAX_SEEDS = 20
+GRID_SEEDS = 10  # fresh ones per depth, of the grid that an adaptive sweep is compared with
 FIRST_LOOK = stats.VERDICT_SEEDS
 USUAL_SEEDS, USUAL_REFERENCE_SEEDS = 7.5, 11  # of a tested depth and of full fine-tuning, in the simulated worlds
 SPENDING_POWER = 1.5
@@ -289,7 +290,8 @@ class Plan(NamedTuple):
     grid: int
 
 
-def plan(candidates: int, settings: int, tuning_seeds: int, max_seeds: int = MAX_SEEDS, confirm: int = 10) -> Plan:
+def plan(candidates: int, settings: int, tuning_seeds: int, max_seeds: int = MAX_SEEDS, confirm: int = GRID_SEEDS
+         ) -> Plan:
     """Trials for `candidates` depths beside full fine-tuning, `settings` each; without what is trained ahead.
 
     expected: if the deepest safe depth may as well be any of them, with the simulation's usual numbers of seeds.

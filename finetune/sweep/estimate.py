@@ -33,7 +33,6 @@ from finetune.sweep.workers.team import Team
 PROBE_ROWS = 64  # per split
 PROBE_BATCH = 32  # rows per step at most: one step of a big batch would take as long as several trials
 MOST_PROBES = 12  # more kinds than that take the mean of these
-GRID_SEEDS = 10  # fresh ones per depth, of the grid that an adaptive sweep is compared with
 SHOWN = 40
 RECORD_BYTES = 30_000
 FLOAT32_BYTES = 4
@@ -238,7 +237,7 @@ def _adaptive(plan: Plan, options: SweepOptions) -> dict[str, int]:
     space = space_of(plan, options.max_seeds)
     reckoned = sequential.plan(len(space.candidates), space.settings, len(space.tuning_seeds), space.max_seeds)
     # The grid's own number: where a knob acts on nothing, a depth has fewer settings than another.
-    return {**reckoned._asdict(), "grid": len(plan.candidates) + GRID_SEEDS * len(space.tuning)}
+    return {**reckoned._asdict(), "grid": len(plan.candidates) + sequential.GRID_SEEDS * len(space.tuning)}
 
 
 def _is_done(store: RecordStore, trial_id: str) -> bool:

@@ -57,5 +57,10 @@ class NoShares(HeadShares):
 
 
 def head_shares(plan: Plan, team: Team, done: Collection[str], *, alone: bool) -> HeadShares:
-    """`alone`: no other machine takes trials of this sweep. Heads train together on GPUs."""
-    return HeadShares(plan, team, done) if alone and team.machine.gpus and team.count > 1 else NoShares()
+    """`alone`: no other machine takes trials of this sweep. Heads train together on GPUs; where they are not shared
+    out, every worker is told of all."""
+    if alone and team.machine.gpus and team.count > 1:
+        return HeadShares(plan, team, done)
+    if team.machine.gpus:
+        team.tell("heads", plan.heads())
+    return NoShares()

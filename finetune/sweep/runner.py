@@ -120,8 +120,6 @@ class Sweep:
         search = self._search(plan, protocol["phase"])
         contents = [description.content for description in plan.descriptions.values()]
         self.team.tell("prefix", hint_for(contents, self.options.prefix_budget))
-        if self.team.machine.gpus:
-            self.team.tell("heads", plan.heads())
         finished = records_on_disk(self.store, plan)
         board = _board(plan, search, finished, self.team.count, protocol["phase"])
         view = StatusFile(self.view, self.options.output_dir / STATUS_FILE)

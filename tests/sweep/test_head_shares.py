@@ -78,7 +78,11 @@ def test_what_is_done_is_nobody_s():
 def test_where_they_are_not_shared_out(why):
     _, team = bench(4, workers=1 if why == "one worker" else 2)
     team.machine.gpus = () if why == "no GPU" else ("0",)
-    assert isinstance(head_shares(SimpleNamespace(), team, (), alone=why != "another machine"), NoShares)
+    told = []
+    team.tell = lambda *what: told.append(what)
+    plan = SimpleNamespace(heads=lambda: "all of them")
+    assert isinstance(head_shares(plan, team, (), alone=why != "another machine"), NoShares)
+    assert told == ([] if why == "no GPU" else [("heads", "all of them")])
 
 
 def test_no_head_of_a_sweep_trains_twice(tiny_bert_dir, tmp_path, monkeypatch):

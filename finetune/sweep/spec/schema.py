@@ -17,7 +17,7 @@ from finetune.errors import ConfigError, Problem, did_you_mean
 from finetune.files import digest_of
 from finetune.sweep.spec.parameters import Parameter, flatten_parameters, is_number, parse_parameter, text_number_hint
 from finetune.sweep.spec.yaml_file import parse_yaml, read_yaml
-from finetune.training.evaluation import LOWER_IS_BETTER
+from finetune.training.evaluation import higher_is_better
 
 METHODS = ("grid", "random", "bayes")
 _TEXT_KEYS = ("program", "name", "description", "project", "entity", "job", "image_uri", "apiVersion")
@@ -241,14 +241,12 @@ def _not_for_a_grid(parameter: Parameter) -> Problem:
 
 
 def _goal_warnings(raw: Mapping[str, Any], metric: Metric | None) -> list[str]:
-    if metric is None:
+    if metric is None or (metric.goal == "maximize") == higher_is_better(metric.name):
         return []
-    if (metric.key in LOWER_IS_BETTER) != (metric.goal == "minimize") and "goal" in raw["metric"]:
-        better = "less" if metric.key in LOWER_IS_BETTER else "more"
-        return [f"metric.goal is {metric.goal}, but of {metric.name} {better} is better: the sweep looks for the worst"]
-    if "goal" in raw["metric"] or metric.key in LOWER_IS_BETTER:
-        return []
-    return [f"metric.goal is not given and W&B's default is minimize: the sweep looks for the lowest {metric.name}"]
+    if "goal" not in raw["metric"]:
+        return [f"metric.goal is not given and W&B's default is minimize: the sweep looks for the lowest {metric.name}"]
+    better = "more" if higher_is_better(metric.name) else "less"
+    return [f"metric.goal is {metric.goal}, but of {metric.name} {better} is better: the sweep looks for the worst"]
 
 
 def _is_integer(value: Any) -> bool:
